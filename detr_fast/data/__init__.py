@@ -1,0 +1,26 @@
+"""COCO-format data: reading, checking, augmenting and batching it, and generating a data set of shapes."""
+
+from detr_fast.data.annotations import Category
+from detr_fast.data.batch import Batch, collate
+from detr_fast.data.check import check_dataset
+from detr_fast.data.coco import CocoDetection, Sample
+from detr_fast.data.faults import DataError, Fault, FaultKind, count_faults, describe_counts
+from detr_fast.data.shapes import make_shapes
+from detr_fast.data.transforms import Augmentation, Resize
+
+__all__ = [
+    "Augmentation",
+    "Batch",
+    "Category",
+    "CocoDetection",
+    "DataError",
+    "Fault",
+    "FaultKind",
+    "Resize",
+    "Sample",
+    "check_dataset",
+    "collate",
+    "count_faults",
+    "describe_counts",
+    "make_shapes",
+]

@@ -1,0 +1,136 @@
+"""What is wrong with an entry of a COCO annotation file.
+
+Training, which leaves faulty entries out, and ``check_dataset``, which reports them, both ask these functions. An entry
+is whatever JSON can hold; each function yields all that is wrong with it as pairs of kind and message.
+"""
+
+from __future__ import annotations
+
+import os
+import reprlib
+import sys
+from collections.abc import Container, Iterator, Mapping
+from pathlib import PureWindowsPath
+from typing import Any, TypeAlias, TypeGuard
+
+from detr_fast.data.faults import FaultKind
+
+Finding: TypeAlias = tuple[FaultKind, str]
+Size: TypeAlias = tuple[int, int]  # (width, height) in pixels
+
+EDGE_TOLERANCE = 0.5  # pixels: annotation tools round, so that boxes exceed the image by a fraction of one
+
+
+def category_findings(entry: Any, seen: Container[int]) -> Iterator[Finding]:
+    """Faults of an entry of "categories"; ``seen`` holds the ids of those before it."""
+    if not isinstance(entry, dict):
+        yield FaultKind.MALFORMED_CATEGORY, f"expected an object, got {_brief(entry)}"
+        return
+    identifier, name = entry.get("id"), entry.get("name")
+    if not is_int64(identifier):
+        yield FaultKind.MALFORMED_CATEGORY, f'"id" must be an integer, got {_brief(identifier)}'
+    elif identifier in seen:
+        yield FaultKind.DUPLICATE_CATEGORY, f"category {identifier} ({_brief(name)}) is listed before"
+    if not isinstance(name, str) or not name:
+        yield FaultKind.MALFORMED_CATEGORY, f'"name" must be a text, got {_brief(name)} (id {_brief(identifier)})'
+
+
+def image_findings(entry: Any, seen: Container[int], image_dir: str) -> Iterator[Finding]:
+    """Faults of an entry of "images", short of opening the picture; ``seen`` holds the ids of those before it."""
+    if not isinstance(entry, dict):
+        yield FaultKind.MALFORMED_IMAGE, f"expected an object, got {_brief(entry)}"
+        return
+    identifier, name = entry.get("id"), entry.get("file_name")
+    if not is_int64(identifier):
+        yield FaultKind.MALFORMED_IMAGE, f'"id" must be an integer, got {_brief(identifier)} ({_brief(name)})'
+    elif identifier in seen:
+        yield FaultKind.DUPLICATE_IMAGE, f"{_brief(name)} has the id of an image before it"
+    if not isinstance(name, str) or not name:
+        yield FaultKind.MALFORMED_IMAGE, f'"file_name" must be a text, got {_brief(name)}'
+    elif _leaves_folder(name):
+        yield FaultKind.UNSAFE_FILE_NAME, f"{_brief(name)} must be a path inside the image folder"
+    elif not os.path.isfile(os.path.join(image_dir, name)):
+        yield FaultKind.MISSING_IMAGE, f"there is no file {_brief(name)} in {image_dir}"
+    if stated_size(entry) is None:
+        size = f"{_brief(entry.get('width'))} x {_brief(entry.get('height'))}"
+        yield FaultKind.WRONG_IMAGE_SIZE, f'"width" and "height" must be integers above 0, got {size}'
+
+
+def annotation_findings(
+    entry: Any, seen: Container[int], sizes: Mapping[int, Size | None], categories: Container[int]
+) -> Iterator[Finding]:
+    """Faults of an entry of "annotations".
+
+    Args:
+        entry: the annotation.
+        seen: ids of the annotations before it.
+        sizes: the size of every image that is listed, None where the file does not state it.
+        categories: ids of the known categories.
+    """
+    if not isinstance(entry, dict):
+        yield FaultKind.MALFORMED_ANNOTATION, f"expected an object, got {_brief(entry)}"
+        return
+    identifier, image, category = entry.get("id"), entry.get("image_id"), entry.get("category_id")
+    size = None
+    if not is_int64(identifier):
+        yield FaultKind.MALFORMED_ANNOTATION, f'"id" must be an integer, got {_brief(identifier)}'
+    elif identifier in seen:
+        yield FaultKind.DUPLICATE_ANNOTATION, "an annotation before it has this id"
+    if not is_int64(image):
+        yield FaultKind.MALFORMED_ANNOTATION, f'"image_id" must be an integer, got {_brief(image)}'
+    elif image not in sizes:
+        yield FaultKind.UNKNOWN_IMAGE, f'"images" does not list image {image}'
+    else:
+        size = sizes[image]
+    if not is_int64(category):
+        yield FaultKind.MALFORMED_ANNOTATION, f'"category_id" must be an integer, got {_brief(category)}'
+    elif category not in categories:
+        yield FaultKind.UNKNOWN_CATEGORY, f"there is no category {category}"
+    if entry.get("iscrowd", 0) not in (0, 1):
+        yield FaultKind.MALFORMED_ANNOTATION, f'"iscrowd" must be 0 or 1, got {_brief(entry["iscrowd"])}'
+    yield from _box_findings(entry.get("bbox"), size)
+
+
+def stated_size(entry: Mapping[str, Any]) -> Size | None:
+    """The (width, height) an image entry states, None where it is missing or no size."""
+    width, height = entry.get("width"), entry.get("height")
+    return (width, height) if is_int64(width) and is_int64(height) and min(width, height) > 0 else None
+
+
+def is_int64(value: Any) -> TypeGuard[int]:
+    """Whether ``value`` is an integer that fits in 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def _box_findings(box: Any, size: Size | None) -> Iterator[Finding]:
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+        yield FaultKind.MALFORMED_BOX, f'"bbox" must be four numbers [x, y, width, height], got {_brief(box)}'
+        return
+    if not all(abs(value) <= sys.float_info.max for value in box):
+        yield FaultKind.NON_FINITE_BOX, f"bbox {_brief(box)}"
+        return
+    left, top, width, height = box
+    if width <= 0 or height <= 0:
+        yield FaultKind.BOX_WITHOUT_AREA, f"bbox {box} [x, y, width, height]"
+        return
+    if size is None:
+        return
+    right, bottom = left + width, top + height
+    place = f"bbox {box} [x, y, width, height] in an image of {size[0]} x {size[1]}"
+    if left >= size[0] or top >= size[1] or right <= 0 or bottom <= 0:
+        yield FaultKind.BOX_OUTSIDE_IMAGE, place
+    elif max(-left, -top, right - size[0], bottom - size[1]) > EDGE_TOLERANCE:
+        yield FaultKind.BOX_BEYOND_IMAGE, place
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _leaves_folder(name: str) -> bool:
+    path = PureWindowsPath(name)  # takes both kinds of slash
+    return bool(path.drive or path.root) or ".." in path.parts
+
+
+def _brief(value: Any) -> str:
+    return reprlib.repr(value)

@@ -1,0 +1,49 @@
+"""What is installed, and which backend each hot path would take."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+import detr_fast
+from detr_fast.ops.backends import COLUMNS, BackendError, Column
+
+PACKAGES = ("torch", "triton", "numpy", "scipy", "accelerate", "faster-coco-eval", "huggingface_hub", "safetensors")
+
+
+def describe() -> str:
+    """Versions, devices, and for each op and device the backends, the one chosen, and why not the others."""
+    lines = [f"detr_fast {detr_fast.__version__}, Python {platform.python_version()}, {platform.machine()}"]
+    lines += [f"  {name} {_version(name)}" for name in PACKAGES]
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        devices.append(torch.device("cuda"))
+        lines.append(f"GPU: {torch.cuda.get_device_name()}")
+    else:
+        lines.append("GPU: none that torch can use")
+    for device in devices:
+        lines.append(f"ops on {device.type}:")
+        for column in COLUMNS.values():
+            lines += _describe_column(column, device)
+    return "\n".join(lines)
+
+
+def _describe_column(column: Column, device: torch.device) -> list[str]:
+    try:
+        chosen = column.choose(device).name
+    except BackendError as error:
+        return [f"  {column.name}: {error}"]
+    lines = [f"  {column.name}: {chosen}"]
+    for backend in column.backends.values():
+        if backend.name != chosen:
+            lines.append(f"    {backend.name}: {backend.unavailable(device) or 'available'}")
+    return lines
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,34 @@
+"""The model: backbone, position encoding, transformer, DETR, checkpoints and prediction."""
+
+from detr_fast.models.checkpoints import CheckpointError, load_backbone_weights, load_weights, read_state_dict
+from detr_fast.models.detr import DETR, DETROutput
+from detr_fast.models.factories import (
+    build_detr,
+    detr_resnet18,
+    detr_resnet34,
+    detr_resnet50,
+    detr_resnet50_dc5,
+    detr_resnet101,
+    detr_resnet101_dc5,
+)
+from detr_fast.models.postprocess import postprocess
+from detr_fast.models.resnet import BACKBONES, build_backbone
+
+__all__ = [
+    "BACKBONES",
+    "DETR",
+    "CheckpointError",
+    "DETROutput",
+    "build_backbone",
+    "build_detr",
+    "detr_resnet18",
+    "detr_resnet34",
+    "detr_resnet50",
+    "detr_resnet50_dc5",
+    "detr_resnet101",
+    "detr_resnet101_dc5",
+    "load_backbone_weights",
+    "load_weights",
+    "postprocess",
+    "read_state_dict",
+]

@@ -1,0 +1,201 @@
+"""Residual backbones (https://arxiv.org/abs/1512.03385) under torchvision's parameter names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Norm = Callable[[int], nn.Module]  # number of channels -> normalisation
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation with fixed statistics and fixed affine terms, all of them buffers.
+
+    Detectors see too few pictures at a time for batch statistics of their own. A state dict of ``nn.BatchNorm2d``
+    loads as it is; its ``num_batches_tracked`` is dropped.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:  # [B,C,H,W] -> [B,C,H,W]
+        scale = self.weight * (self.running_var + self.eps).rsqrt()  # [C]
+        shift = self.bias - self.running_mean * scale
+        # One pass that keeps no activation for the backward pass, where F.batch_norm would keep x.
+        return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.pop(f"{prefix}num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut: the block of ResNet-18 and -34."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int, dilation: int, norm: Norm) -> None:
+        super().__init__()
+        if dilation != 1:
+            raise ValueError("only bottleneck networks (ResNet-50 and up) can be dilated")
+        self.conv1 = _conv3x3(in_channels, width, stride)
+        self.bn1 = norm(width)
+        self.conv2 = _conv3x3(width, width)
+        self.bn2 = norm(width)
+        self.downsample = _shortcut(in_channels, width, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(x)).relu_()
+        y = self.bn2(self.conv2(y))
+        return (y + self.downsample(x)).relu_()
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions around a shortcut: the block of ResNet-50 and -101.
+
+    The stride is the 3x3 convolution's, as in torchvision, not the first 1x1's, as in the paper.
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int, dilation: int, norm: Norm) -> None:
+        super().__init__()
+        out_channels = width * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = norm(width)
+        self.conv2 = _conv3x3(width, width, stride, dilation)
+        self.bn2 = norm(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = norm(out_channels)
+        self.downsample = _shortcut(in_channels, out_channels, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(x)).relu_()
+        y = self.bn2(self.conv2(y)).relu_()
+        y = self.bn3(self.conv3(y))
+        return (y + self.downsample(x)).relu_()
+
+
+class ResNet(nn.Module):
+    """A residual network without its classifier: images [B,3,H,W] -> features [B,num_channels,h,w].
+
+    The stem halves the picture, its max-pool (where there is one) halves it again, and every stage after the first
+    halves it once more; ``stride`` is the product.
+
+    Args:
+        block: ``BasicBlock`` or ``Bottleneck``.
+        depths: blocks of each stage.
+        widths: channels of each stage, before the block's expansion.
+        stem_kernel: size of the first convolution.
+        stem_pool: whether a 3x3 max-pool of stride 2 follows it.
+        norm: normalisation for a number of channels.
+        dilate_last_stage: keep the last stage's resolution and dilate its convolutions instead ("DC5").
+        frozen: names of the modules that are not trained.
+
+    Raises:
+        ValueError: a dilated stage of basic blocks.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: Sequence[int],
+        widths: Sequence[int] = (64, 128, 256, 512),
+        *,
+        stem_kernel: int = 7,
+        stem_pool: bool = True,
+        norm: Norm = FrozenBatchNorm2d,
+        dilate_last_stage: bool = False,
+        frozen: Sequence[str] = ("conv1", "layer1"),
+    ) -> None:
+        super().__init__()
+        channels = widths[0]
+        self.conv1 = nn.Conv2d(3, channels, stem_kernel, stride=2, padding=stem_kernel // 2, bias=False)
+        self.bn1 = norm(channels)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem_pool else nn.Identity()
+        self.stride = 4 if stem_pool else 2
+        self.stages = [f"layer{number}" for number in range(1, len(depths) + 1)]
+        for name, depth, width in zip(self.stages, depths, widths, strict=True):
+            stride = 1 if name == "layer1" else 2
+            dilation = 1
+            if dilate_last_stage and name == self.stages[-1]:
+                stride, dilation = 1, stride
+            # The first block of a dilated stage stays undilated, as torchvision's weights expect.
+            blocks = [block(channels, width, stride, 1, norm)]
+            channels = width * block.expansion
+            blocks += [block(channels, width, 1, dilation, norm) for _ in range(depth - 1)]
+            self.add_module(name, nn.Sequential(*blocks))
+            self.stride *= stride
+        self.num_channels = channels
+        self._initialise()
+        for name in frozen:
+            self.get_submodule(name).requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.maxpool(self.bn1(self.conv1(images)).relu_())
+        for name in self.stages:
+            x = self.get_submodule(name)(x)
+        return x
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+BACKBONES: dict[str, Callable[[], ResNet]] = {
+    "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
+    "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
+    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
+    "resnet50_dc5": partial(ResNet, Bottleneck, (3, 4, 6, 3), dilate_last_stage=True),
+    "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
+    "resnet101_dc5": partial(ResNet, Bottleneck, (3, 4, 23, 3), dilate_last_stage=True),
+    # Stride 8, for small pictures, to be trained from scratch: nothing is frozen.
+    "resnet_tiny": partial(
+        ResNet,
+        BasicBlock,
+        (1, 1, 2),
+        (32, 64, 128),
+        stem_kernel=3,
+        stem_pool=False,
+        norm=partial(nn.GroupNorm, 8),
+        frozen=(),
+    ),
+}
+
+
+def build_backbone(name: str) -> ResNet:
+    """Build a backbone by its name, with random weights.
+
+    The frozen batch norms of the full-sized ones want pretrained weights: see ``load_backbone_weights``.
+
+    Raises:
+        ValueError: there is no backbone of that name.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}, or pass an nn.Module")
+    return BACKBONES[name]()
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> nn.Module:
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), norm(out_channels))

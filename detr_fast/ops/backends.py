@@ -1,0 +1,118 @@
+"""Which implementation of a hot path runs.
+
+Each hot path is a :class:`Column` of backends, fastest first. A backend says why it cannot run on the
+tensors at hand; the first that has nothing to say is taken, unless one was asked for by name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Functions = Mapping[str, Callable[..., Any]]
+
+_chosen: ContextVar[Mapping[str, str]] = ContextVar("detr_fast_backends", default={})
+
+
+class BackendError(RuntimeError):
+    """The backend that was asked for does not exist or cannot run here."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of a hot path."""
+
+    name: str
+    load: Callable[[], Functions]  # imports on first use, so that nothing heavy is imported before
+    unavailable: Callable[[torch.device], str | None]  # why it cannot run on this device, None where it can
+
+
+class Column:
+    """One hot path and its backends, fastest first."""
+
+    def __init__(self, name: str, backends: Sequence[Backend]) -> None:
+        self.name = name
+        self.backends = {backend.name: backend for backend in backends}
+        COLUMNS[name] = self
+
+    def select(self, device: torch.device, backend: str | None = None) -> Functions:
+        """The functions of the backend to use on ``device``.
+
+        ``backend`` comes before :func:`use_backend`, which comes before ``DETR_FAST_BACKEND``.
+
+        Raises:
+            BackendError: the backend asked for is unknown, or cannot run on ``device``; it says why.
+        """
+        return self.choose(device, backend).load()
+
+    def choose(self, device: torch.device, backend: str | None = None) -> Backend:
+        """The backend that :meth:`select` takes."""
+        wanted = backend or _chosen.get().get(self.name) or _from_environment(self)
+        if wanted is not None:
+            found = self._named(wanted)
+            if reason := found.unavailable(device):
+                raise BackendError(f"{self.name}: backend {wanted!r} cannot run on {device.type}: {reason}")
+            return found
+        reasons = []
+        for candidate in self.backends.values():
+            reason = candidate.unavailable(device)
+            if reason is None:
+                return candidate
+            reasons.append(f"{candidate.name}: {reason}")
+        raise BackendError(f"{self.name}: no backend runs on {device.type}; " + "; ".join(reasons))
+
+    def _named(self, name: str) -> Backend:
+        if name not in self.backends:
+            raise BackendError(f"{self.name} has no backend {name!r}; it has {', '.join(self.backends)}")
+        return self.backends[name]
+
+
+COLUMNS: dict[str, Column] = {}
+
+
+def reference(functions: Functions, name: str = "reference") -> Backend:
+    """A backend in plain PyTorch: runs on any device."""
+    return Backend(name, lambda: functions, lambda device: None)
+
+
+@contextmanager
+def use_backend(**choices: str) -> Iterator[None]:
+    """Choose backends by name inside a ``with`` block (in this thread or task).
+
+    Args:
+        choices: hot path to backend, as in ``use_backend(match_cost="reference")``.
+
+    Raises:
+        BackendError: there is no such hot path, or it has no such backend.
+    """
+    for name, backend in choices.items():
+        if name not in COLUMNS:
+            raise BackendError(f"there is no op {name!r}; the ops are {', '.join(COLUMNS)}")
+        COLUMNS[name]._named(backend)
+    token = _chosen.set({**_chosen.get(), **choices})
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def _from_environment(column: Column) -> str | None:
+    """Read DETR_FAST_BACKEND: one name for every op that has it, or ``op=name`` pairs, comma-separated."""
+    wanted = None
+    for entry in filter(None, os.environ.get("DETR_FAST_BACKEND", "").replace(" ", "").split(",")):
+        op, _, backend = entry.rpartition("=")
+        if op and op not in COLUMNS:
+            raise BackendError(f"DETR_FAST_BACKEND: there is no op {op!r}; the ops are {', '.join(COLUMNS)}")
+        if not op and not any(backend in other.backends for other in COLUMNS.values()):
+            raise BackendError(f"DETR_FAST_BACKEND: no op has a backend {backend!r}")
+        if op == column.name:
+            return backend
+        if not op and backend in column.backends:
+            wanted = backend
+    return wanted

@@ -1,0 +1,155 @@
+"""The losses of a matched set: class, L1 and GIoU, for all layers at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from detr_fast.ops.backends import Column, reference
+from detr_fast.ops.match_cost import check_predictions
+from detr_fast.ops.pairwise_box import box_cxcywh_to_xyxy, box_iou, compute_dtype
+from detr_fast.ops.targets import Targets
+from detr_fast.ops.weights import LossWeights
+
+
+def set_loss(
+    logits: Tensor,  # [L,B,Q,C]
+    boxes: Tensor,  # [L,B,Q,4]
+    targets: Targets,
+    query_index: Tensor,  # int64 [L,T] or [L,G,T]
+    *,
+    weights: LossWeights = LossWeights(),  # noqa: B008  (frozen)
+    num_boxes: Tensor | float | None = None,
+    class_normalizer: Tensor | float | None = None,
+    backend: str | None = None,
+) -> dict[str, Tensor]:
+    """Class, L1 and GIoU loss of each layer (https://arxiv.org/abs/2005.12872, section 3.1 and appendix A.2).
+
+    Differentiable in ``logits`` and ``boxes``. Pairs of index -1 have no part in any loss.
+
+    Args:
+        logits: as in :func:`match_cost`; the last class is no-object with ``class_loss="softmax"``.
+        boxes: predicted boxes, cxcywh in [0,1].
+        targets: of the same B images, on the same device.
+        query_index: the query matched to each target, -1 for none, as
+            :func:`batch_linear_sum_assignment` returns it.
+        weights: how each loss is computed; the losses come back before they are weighted.
+        num_boxes: divisor of the box losses (and of the focal loss). None takes :func:`count_boxes`, at
+            least 1; training over ranks passes its mean over the ranks.
+        class_normalizer: divisor of the cross-entropy. None takes :func:`count_class_weight`.
+        backend: a backend by name, or None for the fastest.
+
+    Returns:
+        ``{"loss_ce", "loss_bbox", "loss_giou"}``, each float32 [L] (float64 where both inputs are).
+
+    Raises:
+        ValueError: shapes do not fit together, or a label is out of range.
+        BackendError: the backend asked for cannot run here.
+    """
+    check_predictions(logits, boxes, targets, softmax=weights.class_loss == "softmax")
+    if query_index.dim() == 2:
+        query_index = query_index[:, None]
+    if query_index.dim() != 3 or (query_index.shape[0], query_index.shape[2]) != (logits.shape[0], targets.num_targets):
+        raise ValueError(
+            f"query_index must be [L,T] or [L,G,T] with L={logits.shape[0]} and T={targets.num_targets}, "
+            f"got {list(query_index.shape)}"
+        )
+    num_queries, groups = logits.shape[2], query_index.shape[1]
+    if num_boxes is None:
+        num_boxes = max(count_boxes(targets, num_queries, weights, groups=groups), 1)
+    if class_normalizer is None:
+        class_weight = count_class_weight(targets, num_queries, weights, groups=groups)
+        class_normalizer = max(class_weight, weights.min_class_normalizer)
+    run = COLUMN.select(logits.device, backend)["set_loss"]
+    return run(logits, boxes, targets, query_index, weights, num_boxes, class_normalizer)
+
+
+def count_boxes(targets: Targets, num_queries: int, weights: LossWeights, *, groups: int = 1) -> int:
+    """What ``weights.normalizer`` counts in this batch: its targets or its matched pairs, over all groups."""
+    if weights.normalizer == "targets":
+        return groups * targets.num_targets
+    return _count_matched(targets, num_queries, groups)
+
+
+def count_class_weight(targets: Targets, num_queries: int, weights: LossWeights, *, groups: int = 1) -> float:
+    """Sum of the cross-entropy's weights over all queries of one layer: matched ones 1, the others no_object."""
+    matched = _count_matched(targets, num_queries, groups)
+    return matched + weights.no_object * (targets.num_images * num_queries - matched)
+
+
+def _count_matched(targets: Targets, num_queries: int, groups: int) -> int:
+    return groups * sum(min(size, num_queries // groups) for size in targets.sizes)
+
+
+def matched_labels(logits: Tensor, targets: Targets, query_index: Tensor, *, fill: int) -> Tensor:
+    """The label each query was matched to, ``fill`` where there is none: int64 [L,B,Q]."""
+    num_layers, num_images, num_queries = logits.shape[:3]
+    # One column more than there are queries takes what was not matched.
+    labels = torch.full((num_layers, num_images, num_queries + 1), fill, device=logits.device)
+    layer = torch.arange(num_layers, device=logits.device)[:, None, None]
+    query = query_index.where(query_index >= 0, num_queries)
+    labels[layer, targets.image_index(), query] = targets.labels.expand_as(query)
+    return labels[..., :-1]
+
+
+def focal_loss(logits: Tensor, positive: Tensor, weights: LossWeights) -> Tensor:
+    """Sigmoid focal loss (https://arxiv.org/abs/1708.02002) of each logit; ``positive`` is its 0/1 target."""
+    p = logits.sigmoid()
+    ce = torch.nn.functional.binary_cross_entropy_with_logits(logits, positive, reduction="none")
+    p_of_truth = p * positive + (1 - p) * (1 - positive)
+    alpha = weights.focal_alpha * positive + (1 - weights.focal_alpha) * (1 - positive)
+    return alpha * (1 - p_of_truth) ** weights.focal_gamma * ce
+
+
+def set_loss_reference(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    query_index: Tensor,  # [L,G,T]
+    weights: LossWeights,
+    num_boxes: Tensor | float,
+    class_normalizer: Tensor | float,
+) -> dict[str, Tensor]:
+    dtype = compute_dtype(logits, boxes)
+    logits, boxes = logits.to(dtype), boxes.to(dtype)
+    loss_bbox, loss_giou = _box_losses(boxes, targets, query_index, weights)
+    if weights.class_loss == "softmax":
+        loss_ce = _cross_entropy(logits, targets, query_index, weights) / class_normalizer
+    else:
+        loss_ce = _focal(logits, targets, query_index, weights) / num_boxes
+    return {"loss_ce": loss_ce, "loss_bbox": loss_bbox / num_boxes, "loss_giou": loss_giou / num_boxes}
+
+
+def _cross_entropy(logits: Tensor, targets: Targets, query_index: Tensor, weights: LossWeights) -> Tensor:
+    no_object = logits.shape[-1] - 1
+    labels = matched_labels(logits, targets, query_index, fill=no_object)  # [L,B,Q]
+    loss = -logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
+    return loss.where(labels != no_object, weights.no_object * loss).sum((1, 2))
+
+
+def _focal(logits: Tensor, targets: Targets, query_index: Tensor, weights: LossWeights) -> Tensor:
+    num_classes = logits.shape[-1]
+    labels = matched_labels(logits, targets, query_index, fill=num_classes)
+    positive = torch.nn.functional.one_hot(labels, num_classes + 1)[..., :-1].to(logits.dtype)
+    return focal_loss(logits, positive, weights).sum((1, 2, 3))
+
+
+def _box_losses(
+    boxes: Tensor, targets: Targets, query_index: Tensor, weights: LossWeights
+) -> tuple[Tensor, Tensor]:
+    layer = torch.arange(boxes.shape[0], device=boxes.device)[:, None, None]
+    matched = query_index >= 0  # [L,G,T]
+    predicted = boxes[layer, targets.image_index(), query_index.clamp(min=0)]  # [L,G,T,4]
+    # A pair that is not there becomes a target matched to itself by a constant: no loss, no gradient.
+    target = targets.boxes.to(boxes.dtype).expand_as(predicted)
+    predicted = predicted.where(matched[..., None], target)
+    loss_bbox = (predicted - target).abs().sum((1, 2, 3))
+    scale = weights.box_scale
+    giou = box_iou(
+        box_cxcywh_to_xyxy(predicted) * scale, box_cxcywh_to_xyxy(target) * scale, kind="giou", eps=weights.giou_eps
+    )
+    loss_giou = (1 - giou).where(matched, 0.0).sum((1, 2))
+    return loss_bbox, loss_giou
+
+
+COLUMN = Column("set_loss", [reference({"set_loss": set_loss_reference})])

@@ -1,0 +1,63 @@
+"""Optimiser, schedule and moving average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from detr_fast.training.config import OptimConfig
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, the backbone's with a rate of their own."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for name, p in named if not name.startswith("backbone.0.")], "lr": config.lr},
+        {"params": [p for name, p in named if name.startswith("backbone.0.")], "lr": config.backbone_lr},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, config: OptimConfig, *, steps_per_epoch: int, epochs: int
+) -> LambdaLR:
+    """The schedule over optimiser steps: a warm-up, then steps or a cosine."""
+    total = steps_per_epoch * epochs
+    decay = _step_decay(config.drop_epoch * steps_per_epoch)
+    if config.schedule == "cosine":
+        decay = _cosine_decay(config.warmup_steps, total)
+
+    def factor(step: int) -> float:
+        warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+        return warmup * decay(step)
+
+    return LambdaLR(optimizer, factor)
+
+
+def _step_decay(drop_step: int) -> Callable[[int], float]:
+    return lambda step: 1.0 if step < drop_step else 0.1
+
+
+def _cosine_decay(warmup: int, total: int) -> Callable[[int], float]:
+    span = max(total - warmup, 1)
+    return lambda step: 0.5 * (1 + math.cos(math.pi * min(max(step - warmup, 0) / span, 1.0)))
+
+
+def build_ema(model: nn.Module, decay: float) -> AveragedModel:
+    """A moving average of the weights that forgets its start quickly.
+
+    The decay grows as (1 + n) / (10 + n) towards ``decay``, so that short runs are not averaged with their
+    random initialisation.
+    """
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], weights: list[Tensor], num_averaged: Tensor | int) -> None:
+        n = int(num_averaged)
+        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return AveragedModel(model, multi_avg_fn=update)

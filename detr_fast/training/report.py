@@ -1,0 +1,85 @@
+"""What a run looks like: its curves, and its predictions beside the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from detr_fast.data import CocoDetection
+from detr_fast.drawing import draw_boxes
+from detr_fast.models import DETR
+from detr_fast.training.monitor import METRICS_FILE, read_metrics
+
+matplotlib.use("Agg")
+
+GRID_IMAGES = 12
+GRID_COLUMNS = 4  # pairs of pictures side by side
+
+
+def write_report(output: Path, model: DETR, dataset: CocoDetection, *, threshold: float = 0.5) -> None:
+    """Write curves.png and predictions.png.
+
+    Args:
+        output: directory of the run, with its metrics.jsonl.
+        model: to predict with.
+        dataset: its first pictures are shown.
+        threshold: the least score of a box that is drawn.
+    """
+    _save(curves(read_metrics(output / METRICS_FILE)), output / "curves.png")
+    _save(predictions(model, dataset, threshold=threshold), output / "predictions.png")
+
+
+def curves(records: list[dict[str, Any]]) -> Figure:
+    """Losses and learning rate over the steps, COCO's AP over the evaluations."""
+    train = [record for record in records if record["kind"] == "train"]
+    evaluations = [record for record in records if record["kind"] == "eval"]
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    total, parts, scores = figure.subplots(1, 3)
+    _plot(total, train, ["loss"], "total loss, all layers")
+    rate = total.twinx()
+    rate.plot([r["step"] for r in train], [r["lr"] for r in train], color="grey", linewidth=0.8, linestyle="--")
+    rate.set_ylabel("learning rate (dashed)")
+    _plot(parts, train, ["loss_ce", "loss_bbox", "loss_giou"], "losses of the last layer, before their weights")
+    _plot(scores, evaluations, ["AP", "AP50", "AP75"], "held-out pictures", marker="o")
+    scores.set_ylim(0, 1)
+    return figure
+
+
+def predictions(model: DETR, dataset: CocoDetection, *, threshold: float) -> Figure:
+    """Pairs of pictures: the truth on the left, what the model finds on the right."""
+    shown = dataset.readable(GRID_IMAGES)
+    found = model.predict([picture.image for picture in shown], threshold=threshold)
+    rows = -(-len(shown) // GRID_COLUMNS)
+    figure = Figure(figsize=(4 * GRID_COLUMNS, 2.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2 * GRID_COLUMNS, squeeze=False).ravel()
+    names = [category.name for category in dataset.categories]
+    for axis in axes:
+        axis.axis("off")
+    for place, (picture, detections) in enumerate(zip(shown, found, strict=True)):
+        truth, prediction = axes[2 * place], axes[2 * place + 1]
+        truth.imshow(draw_boxes(picture.image, picture.boxes, picture.labels, names))
+        truth.set_title(f"image {picture.image_id}: truth", fontsize=7)
+        prediction.imshow(
+            draw_boxes(picture.image, detections["boxes"], detections["labels"], names, scores=detections["scores"])
+        )
+        prediction.set_title(f"predicted, score ≥ {threshold:g}", fontsize=7)
+    return figure
+
+
+def _plot(axis: Axes, records: list[dict[str, Any]], names: list[str], title: str, **style: Any) -> None:
+    for name in names:
+        axis.plot([r["step"] for r in records], [r[name] for r in records], label=name, **style)
+    axis.set_xlabel("step")
+    axis.set_title(title, fontsize=9)
+    axis.legend()
+    axis.grid(alpha=0.3)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    partial = path.with_name(f"partial.{path.name}")
+    figure.savefig(partial, dpi=110)
+    partial.replace(path)

@@ -1,0 +1,275 @@
+"""The training loop, on one process or many, that can be stopped and resumed at any step."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from signal import SIGTERM
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from tqdm import tqdm
+
+from detr_fast.data import Batch, Resize
+from detr_fast.models.checkpoints import CheckpointError
+from detr_fast.training.checkpoint import BEST, LAST, load_last_whole, save_checkpoint
+from detr_fast.training.config import TrainConfig
+from detr_fast.training.criterion import SetCriterion
+from detr_fast.training.evaluation import EvaluationStopped, evaluate
+from detr_fast.training.files import write_whole
+from detr_fast.training.loading import build_eval_data, build_train_data
+from detr_fast.training.model import build_model, save_model
+from detr_fast.training.monitor import LossMonitor, MetricsLog, TrainingError
+from detr_fast.training.report import write_report
+from detr_fast.training.signals import StopSignal
+from detr_fast.training.state import RunState
+
+logger = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """The run was stopped by a signal; its checkpoint is written."""
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+class Trainer:
+    """Trains one model as a :class:`TrainConfig` says.
+
+    Args:
+        config: of the run; it is written into the output directory as config.yaml.
+        resume: go on from the last whole checkpoint in the output directory, if there is one.
+
+    Raises:
+        DataError: the data cannot be trained on.
+        CheckpointError: the output directory holds a run and ``resume`` is off, or nothing in it is whole.
+    """
+
+    def __init__(self, config: TrainConfig, *, resume: bool = False) -> None:
+        self.config = config
+        self.output = Path(config.output)
+        self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
+        saved = self._saved_state(resume)
+        self.data = build_train_data(config.data, self.accelerator, seed=config.seed)
+        self.val_dataset, self.val_loader = build_eval_data(
+            config.data.val_images,
+            config.data.val_annotations,
+            self.accelerator,
+            transform=Resize(config.data.eval_size, config.data.eval_max_size),
+            categories=self.data.dataset.categories,
+            batch_size=config.data.batch_size,
+            num_workers=config.data.num_workers,
+        )
+        self._say(self.data.dataset.describe())
+        self._say(self.val_dataset.describe())
+
+        set_seed(config.seed)
+        model = build_model(config.model, config.data, self.data.dataset.categories)
+        self.criterion = SetCriterion(config.match, config.loss)
+        steps_per_epoch = math.ceil(len(self.data) / config.optim.accumulate)
+        self.state = RunState(model, config, self.accelerator, steps_per_epoch=steps_per_epoch)
+        self.monitor = LossMonitor()
+        self.stop = StopSignal()
+        if saved is not None:
+            self.state.load(saved)
+            self._say(f"resuming in epoch {self.state.progress.epoch + 1}, after step {self.state.progress.step}")
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end.
+
+        Returns:
+            The last evaluation's metrics.
+
+        Raises:
+            Stopped: after SIGTERM or Ctrl-C, once the checkpoint is written.
+            TrainingError: a loss is not finite.
+            CheckpointError: the last checkpoint could not be written.
+        """
+        progress, config = self.state.progress, self.config
+        if self.accelerator.is_main_process:
+            write_whole(self.output / "config.yaml", yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+        metrics: dict[str, Any] = {}
+        with self.stop, MetricsLog(self.output, step=progress.step, enabled=self.accelerator.is_main_process) as log:
+            if progress.epoch >= config.epochs:
+                return self._evaluate(log)
+            for epoch in range(progress.epoch, config.epochs):
+                self._train_epoch(epoch, log)
+                last = epoch + 1 == config.epochs
+                if last or (epoch + 1) % config.eval_every == 0:
+                    metrics = self._evaluate(log)
+                progress.epoch, progress.samples = epoch + 1, 0
+                if config.checkpoint_every and (epoch + 1) % config.checkpoint_every == 0:
+                    self._save(f"epoch-{epoch + 1:04d}.pt")
+                self._save(LAST, must=last)
+        return metrics
+
+    def _train_epoch(self, epoch: int, log: MetricsLog) -> None:
+        progress, config = self.state.progress, self.config
+        per_batch = config.data.batch_size * self.accelerator.num_processes
+        start = progress.samples // per_batch
+        bar = tqdm(
+            total=len(self.data),
+            initial=start,
+            desc=f"epoch {epoch + 1}/{config.epochs}",
+            unit="batch",
+            disable=not self.accelerator.is_main_process,
+        )
+        self.state.model.train()
+        clock = _Clock()
+        with bar:
+            for index, batch in enumerate(self.data.epoch(epoch, start=start), start):
+                ends_epoch = index + 1 == len(self.data)
+                ends_step = ends_epoch or (index + 1) % config.optim.accumulate == 0
+                self._train_batch(batch.to(self.accelerator.device, non_blocking=True), ends_step=ends_step)
+                progress.samples += per_batch
+                progress.seconds += clock.count(per_batch)
+                bar.update()
+                if not ends_step:
+                    continue
+                progress.step += 1
+                logs = ends_epoch or progress.step % config.log_every == 0
+                if logs:
+                    self._log_losses(log, bar, clock.rate())
+                if config.checkpoint_steps and progress.step % config.checkpoint_steps == 0:
+                    self._save(LAST)
+                self._stop_if_asked(ranks_meet=logs)
+
+    def _train_batch(self, batch: Batch, *, ends_step: bool) -> None:
+        state, clip_norm = self.state, self.config.optim.clip_norm
+        where = f"step {state.progress.step + 1}, images {batch.image_ids}"
+        with nullcontext() if ends_step else self.accelerator.no_sync(state.model):
+            output = state.model(batch.images, batch.mask)
+            try:
+                total, terms = self.criterion(output.logits.float(), output.boxes.float(), batch.targets)
+            except ValueError as error:
+                raise TrainingError(f"{where}: {error}; the last good checkpoint is kept") from error
+            self.accelerator.backward(total / self.config.optim.accumulate)
+        if ends_step and clip_norm:
+            norm = self.accelerator.clip_grad_norm_(state.model.parameters(), clip_norm)
+            if self.accelerator.scaler is None:  # with a scaler an overflow is no fault: the step is skipped
+                terms = {**terms, "grad_norm": norm}
+        self.monitor.push(where, total, terms)
+        if self.accelerator.device.type == "cpu":
+            self.monitor.check()  # nothing has to wait for it, and a broken step is not taken
+        if ends_step:
+            state.step()
+
+    def _log_losses(self, log: MetricsLog, bar: tqdm, images_per_second: float) -> None:
+        means = self.monitor.means()
+        values = torch.tensor(list(means.values()), device=self.accelerator.device)
+        record = dict(zip(means, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
+        rate = self.state.learning_rate
+        progress = self.state.progress
+        log.write("train", progress.step, {"epoch": progress.epoch, "lr": rate, "images_per_second": images_per_second, **record})
+        bar.set_postfix_str(f"loss {record['loss']:.3f}, lr {rate:.1e}, {images_per_second:.0f} images/s")
+
+    def _evaluate(self, log: MetricsLog) -> dict[str, Any]:
+        """Save, then score the weights; the best so far are saved as the model."""
+        progress = self.state.progress
+        self._save(LAST)
+        try:
+            metrics = evaluate(
+                self.state.weights,
+                self.val_loader,
+                self.val_dataset,
+                self.accelerator,
+                should_stop=lambda: self.accelerator.num_processes == 1 and self.stop.received is not None,
+            )
+        except EvaluationStopped:
+            raise self._stopped() from None
+        best = metrics["AP"] > progress.best_ap
+        if best:
+            progress.best_ap = metrics["AP"]
+            self._save(BEST)
+        if self.accelerator.is_main_process:
+            self._say(f"epoch {progress.epoch + 1}: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}")
+            log.write("eval", progress.step, {"epoch": progress.epoch, **metrics})
+            summary = {**metrics, "best_AP": progress.best_ap, "step": progress.step, "seconds": progress.seconds}
+            write_whole(self.output / "metrics.json", json.dumps(summary, indent=2) + "\n")
+            if best:
+                save_model(self.state.weights, self.output / "model")
+            write_report(self.output, self.state.weights, self.val_dataset)
+        return metrics
+
+    def _save(self, name: str, *, must: bool = False) -> None:
+        """Write a checkpoint; where it is not the last chance, a failure is only told, so that nothing is lost."""
+        self.monitor.check()  # what is not finite is never saved
+        state = self.state.state_dict()
+        if not self.accelerator.is_main_process:
+            return
+        try:
+            save_checkpoint(state, self.output / "checkpoints" / name)
+        except CheckpointError as error:
+            if must:
+                raise
+            logger.warning("%s; training goes on and tries again", error)
+
+    def _saved_state(self, resume: bool) -> dict[str, Any] | None:
+        directory = self.output / "checkpoints"
+        if resume:
+            saved = load_last_whole(directory)
+            if saved is None:
+                self._say(f"{directory} holds no checkpoint yet; starting from the beginning")
+            return saved
+        if any(directory.glob("*.pt")):
+            raise CheckpointError(
+                f"{self.output} holds a run already; go on with it by --resume, or name another --output"
+            )
+        return None
+
+    def _stop_if_asked(self, *, ranks_meet: bool) -> None:
+        asked = self.stop.received is not None
+        if self.accelerator.num_processes > 1:
+            # All ranks have to stop at the same step; they agree where they exchange numbers anyway.
+            if not ranks_meet:
+                return
+            flag = torch.tensor(float(asked), device=self.accelerator.device)
+            asked = bool(self.accelerator.reduce(flag, reduction="sum") > 0)
+        if asked:
+            self._save(LAST, must=True)
+            raise self._stopped()
+
+    def _stopped(self) -> Stopped:
+        signal = self.stop.received or SIGTERM  # another rank's
+        step, output = self.state.progress.step, self.output
+        return Stopped(signal, f"stopped by {signal.name} after step {step}; go on with --resume --output {output}")
+
+    def _say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            tqdm.write(text)
+
+
+def _plain(value: Any) -> Any:
+    """The same without tuples, which YAML would mark as Python's."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+class _Clock:
+    """Seconds since the last count, and images per second since the last rate."""
+
+    def __init__(self) -> None:
+        self._last = self._since = time.perf_counter()
+        self._images = 0
+
+    def count(self, images: int) -> float:
+        now = time.perf_counter()
+        passed, self._last = now - self._last, now
+        self._images += images
+        return passed
+
+    def rate(self) -> float:
+        rate = self._images / max(self._last - self._since, 1e-9)
+        self._since, self._images = self._last, 0
+        return rate

@@ -1,0 +1,31 @@
+"""Builds detr_fast._C from csrc/ and installs kernels/ as detr_fast.kernels; metadata is in pyproject.toml."""
+
+from pathlib import Path
+
+from pybind11.setup_helpers import Pybind11Extension, build_ext
+from setuptools import setup
+
+setup(
+    # Listed by name: discovery would install a top-level package called "kernels".
+    packages=[
+        "detr_fast",
+        "detr_fast.configs",
+        "detr_fast.data",
+        "detr_fast.kernels",
+        "detr_fast.models",
+        "detr_fast.ops",
+        "detr_fast.training",
+    ],
+    package_dir={"detr_fast": "detr_fast", "detr_fast.kernels": "kernels"},
+    package_data={"detr_fast": ["py.typed"], "detr_fast.configs": ["*.yaml"]},
+    ext_modules=[
+        Pybind11Extension(
+            "detr_fast._C",
+            sorted(str(path) for path in Path("csrc").glob("*.cpp")),
+            depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
+            cxx_std=17,
+            extra_compile_args=["-O3"],
+        )
+    ],
+    cmdclass={"build_ext": build_ext},
+)

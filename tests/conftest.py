@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detr_fast import DETR
+from detr_fast.models.resnet import FrozenBatchNorm2d
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, np.ndarray]]:
+    """The arrays of tests/golden/NAME.npz by their keys."""
+    return lambda name: dict(np.load(GOLDEN / f"{name}.npz"))
+
+
+class TinyBackbone(nn.Module):
+    """The backbone of the golden model: five strided convolutions, stride 32."""
+
+    num_channels = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+        self.bn1 = FrozenBatchNorm2d(8)
+        widths = (8, 8, 16, 16, 32)
+        for number in range(1, 5):
+            conv = nn.Conv2d(widths[number - 1], widths[number], 3, stride=2, padding=1, bias=False)
+            self.add_module(f"layer{number}", nn.Sequential(conv, FrozenBatchNorm2d(widths[number]), nn.ReLU()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(images)).relu()
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone() -> type[TinyBackbone]:
+    return TinyBackbone
+
+
+@pytest.fixture(scope="session")
+def tiny_detr(golden: Callable[[str], dict[str, np.ndarray]]) -> Callable[..., DETR]:
+    """Builds the golden model, with the golden weights, in a dtype."""
+    arrays = golden("tiny_official_post_sine")
+    weights = {name.removeprefix("sd/"): torch.from_numpy(a) for name, a in arrays.items() if name.startswith("sd/")}
+
+    def build(dtype: torch.dtype = torch.float32) -> DETR:
+        model = DETR(
+            num_classes=6,
+            backbone=TinyBackbone(),
+            hidden_dim=32,
+            num_heads=4,
+            num_encoder_layers=2,
+            num_decoder_layers=2,
+            dim_feedforward=64,
+            dropout=0.0,
+            num_queries=10,
+        )
+        model.load_state_dict(weights, strict=True)
+        return model.to(dtype)
+
+    return build

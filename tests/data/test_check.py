@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from detr_fast.data import CocoDetection, DataError, FaultKind, Resize, check_dataset, count_faults
+
+
+def test_a_sound_data_set_has_no_fault(folder: Any) -> None:
+    folder.content["annotations"][0]["iscrowd"] = 1
+    folder.write()
+    assert check_dataset(folder.images, folder.file) == []
+
+
+def test_every_fault_is_reported_with_file_and_id(folder: Any) -> None:
+    folder.picture("40.jpg")
+    folder.truncate("40.jpg")
+    folder.picture("50.png", size=(30, 40))
+    folder.content["images"] += [
+        folder.image(40, file_name="40.jpg"),
+        folder.image(50),
+        folder.image(60),
+        folder.image(70, file_name="../70.png"),
+        folder.image(10),
+    ]
+    folder.content["annotations"] += [
+        folder.annotation(4, 40, 3, [0, 0, float("nan"), 5]),
+        folder.annotation(5, 99, 3, [0, 0, 5, 5]),
+    ]
+    folder.write()
+    faults = check_dataset(folder.images, folder.file, num_workers=2)
+    pictures, file = folder.images, str(folder.file)
+    assert [(fault.kind, fault.file, fault.image_id, fault.annotation_id) for fault in faults] == [
+        (FaultKind.MISSING_IMAGE, file, 60, None),
+        (FaultKind.UNSAFE_FILE_NAME, file, 70, None),
+        (FaultKind.DUPLICATE_IMAGE, file, 10, None),
+        (FaultKind.NON_FINITE_BOX, file, 40, 4),
+        (FaultKind.UNKNOWN_IMAGE, file, 99, 5),
+        (FaultKind.UNREADABLE_IMAGE, str(pictures / "40.jpg"), 40, None),
+        (FaultKind.WRONG_IMAGE_SIZE, str(pictures / "50.png"), 50, None),
+    ]
+    assert str(faults[3]).startswith(f"{file}, image 40, annotation 4: non-finite box: ")
+    assert str(faults[5]).startswith(f"{pictures}/40.jpg, image 40: unreadable image: cannot read this image: ")
+    assert "the picture is 30 x 40, the annotation file says 40 x 30" in str(faults[6])
+
+
+def test_check_and_training_agree(folder: Any) -> None:
+    folder.truncate("20.png")
+    folder.picture("30.png", size=(10, 10))
+    folder.content["annotations"].append(folder.annotation(4, 10, 3, [0, 0, 0, 5]))
+    folder.write()
+    faults = check_dataset(folder.images, folder.file)
+    dataset = CocoDetection(folder.images, folder.file, Resize(30), on_unreadable="skip")
+    with pytest.warns(RuntimeWarning):
+        loaded = [dataset[index] for index in range(len(dataset))]
+    assert [sample is None for sample in loaded] == [False, True, False]
+    assert dataset.report == count_faults(faults)
+    assert len(faults) == 3
+
+
+def test_an_unusable_annotation_file_is_an_error(folder: Any) -> None:
+    folder.file.write_text("")
+    with pytest.raises(DataError, match="is empty"):
+        check_dataset(folder.images, folder.file)

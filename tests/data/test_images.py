@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detr_fast.images import ImageError, pad_images, read_image, resize_shape, to_tensor
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "RGBA", "CMYK", "1"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode).save(path)
+    image = read_image(path)
+    assert (image.mode, image.size) == ("RGB", (5, 4))
+    assert (np.asarray(image) == 255).all()
+
+
+def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 255, 256, 32768, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
+    assert np.asarray(read_image(tmp_path / "deep.png"))[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees for display
+    Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").size == (40, 30)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_truncated_picture(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"cut.{suffix}"
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(ImageError, match=rf"cut\.{suffix}: cannot read this image: .*truncated"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + bytes(40)])
+def test_not_a_picture(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(ImageError, match=r"x\.png: cannot read this image"):
+        read_image(tmp_path / "x.png")
+
+
+def test_missing_picture(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"none\.png: cannot read this image: there is no such file"):
+        read_image(tmp_path / "none.png")
+
+
+def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageError, match="bomb"):
+        read_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize(
+    ("size", "shorter", "longest", "expected"),
+    [
+        ((640, 480), 800, 1333, (1066, 800)),
+        ((480, 640), 800, 1333, (800, 1066)),
+        ((640, 426), 800, 1333, (1201, 800)),  # 1201.9 rounded down
+        ((1000, 300), 800, 1333, (1333, 400)),  # limited: 399.9 rounded to the nearest
+        ((2000, 1000), 800, 1333, (1332, 666)),  # limited: 666.5 rounded to even
+        ((1066, 800), 800, 1333, (1066, 800)),
+        ((500, 375), 600, None, (800, 600)),
+        ((2000, 200), 400, None, (4000, 400)),
+        ((64, 64), 64, None, (64, 64)),
+        ((10000, 1), 800, 1333, (1333, 1)),
+        ((1, 10000), 800, 1333, (1, 1333)),
+    ],
+)
+def test_resize_shape(size: tuple[int, int], shorter: int, longest: int | None, expected: tuple[int, int]) -> None:
+    assert resize_shape(*size, shorter, longest) == expected
+
+
+def test_to_tensor_normalises() -> None:
+    image = Image.new("RGB", (3, 2), (0, 128, 255))
+    tensor = to_tensor(image)
+    assert (tensor.shape, tensor.dtype, tensor.is_contiguous()) == ((3, 2, 3), torch.float32, True)
+    expected = torch.tensor([-0.485 / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225])
+    torch.testing.assert_close(tensor, expected.view(3, 1, 1).expand(3, 2, 3))
+
+
+def test_padding_and_mask() -> None:
+    images = [torch.full((3, 2, 5), 1.0), torch.full((3, 4, 3), 2.0)]
+    batch, mask = pad_images(images)
+    assert batch.shape == (2, 3, 4, 5)
+    assert mask.shape == (2, 4, 5)
+    for row, (image, (height, width)) in enumerate(zip(images, [(2, 5), (4, 3)], strict=True)):
+        assert torch.equal(batch[row, :, :height, :width], image)
+        assert not mask[row, :height, :width].any()
+        assert int((~mask[row]).sum()) == height * width
+        assert (batch[row][:, mask[row]] == 0).all()
+
+
+def test_padding_of_nothing() -> None:
+    batch, mask = pad_images([])
+    assert (batch.shape, mask.shape, mask.dtype) == ((0, 3, 0, 0), (0, 0, 0), torch.bool)
