@@ -105,7 +105,7 @@ def cardinality_error(logits: Tensor, targets: Targets, weights: LossWeights) ->
 
 def class_error(logits: Tensor, targets: Targets, query_index: Tensor) -> Tensor:
     """Percentage of matched queries [Q,C] whose highest class is not their target's; 100 without any."""
-    query = query_index.reshape(-1, targets.num_targets)  # [G,T]
+    query = torch.atleast_2d(query_index)  # [G,T]
     matched = query >= 0
     predicted = logits[targets.image_index(), query.clamp(min=0)].argmax(-1)
     correct = (matched & (predicted == targets.labels)).sum()
