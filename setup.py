@@ -17,7 +17,7 @@ setup(
         "detr_fast.training",
     ],
     package_dir={"detr_fast": "detr_fast", "detr_fast.kernels": "kernels"},
-    package_data={"detr_fast": ["py.typed"], "detr_fast.configs": ["*.yaml"]},
+    package_data={"detr_fast": ["py.typed", "*.pyi"], "detr_fast.configs": ["*.yaml"]},
     ext_modules=[
         Pybind11Extension(
             "detr_fast._C",

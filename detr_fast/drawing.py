@@ -38,7 +38,12 @@ def draw_boxes(
 
 
 def _caption(
-    draw: ImageDraw.ImageDraw, text: str, left: float, top: float, color: tuple[int, int, int], font: ImageFont.ImageFont
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    left: float,
+    top: float,
+    color: tuple[int, int, int],
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
 ) -> None:
     box = draw.textbbox((left, top), text, font=font)
     draw.rectangle((box[0], box[1], box[2] + 2, box[3] + 2), fill=color)

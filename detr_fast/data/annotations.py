@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,6 +111,46 @@ def read_annotations(
     )
 
 
+def read_ground_truth(annotation_file: str | Path, image_dir: str | Path) -> dict[str, Any]:
+    """What detections are scored against: a COCO data set without what is faulty.
+
+    Crowds are kept, and so are images whose file is missing: what was not found in them counts as missed. The
+    categories are the file's own. An ``area`` that is not stated is the box's.
+
+    Raises:
+        DataError: as :func:`read_annotations`.
+    """
+    file, folder = os.fspath(annotation_file), os.fspath(image_dir)
+    content = _load(file)
+    faults: list[Fault] = []
+    categories = _read_categories(content["categories"], file, faults)
+    _, sizes = _read_images(content["images"], folder, file, faults)
+    known = {category.id for category in categories}
+    annotations = [
+        {
+            "id": entry["id"],
+            "image_id": entry["image_id"],
+            "category_id": entry["category_id"],
+            "bbox": entry["bbox"],
+            "area": _area(entry),
+            "iscrowd": entry.get("iscrowd", 0),
+        }
+        for entry in _usable_annotations(content["annotations"], sizes, known, file, faults)
+    ]
+    return {
+        "images": [{"id": image} for image in sizes],
+        "annotations": annotations,
+        "categories": [category._asdict() for category in categories],
+    }
+
+
+def _area(entry: Mapping[str, Any]) -> float:
+    area, (_, _, width, height) = entry.get("area"), entry["bbox"]
+    if isinstance(area, int | float) and 0 <= area < math.inf:
+        return float(area)
+    return float(width * height)
+
+
 def _load(file: str) -> Mapping[str, list[Any]]:
     try:
         content = json.loads(Path(file).read_bytes().strip() or b"null")
@@ -171,20 +212,29 @@ def _read_objects(
 ) -> dict[int, list[tuple[int, list[float]]]]:
     """Label and xyxy box of every usable object that is no crowd, by the id of its image."""
     objects: dict[int, list[tuple[int, list[float]]]] = {}
+    for entry in _usable_annotations(entries, sizes, labels, file, faults):
+        if not entry.get("iscrowd", 0):
+            left, top, width, height = map(float, entry["bbox"])
+            box = [left, top, left + width, top + height]
+            objects.setdefault(entry["image_id"], []).append((labels[entry["category_id"]], box))
+    return objects
+
+
+def _usable_annotations(
+    entries: list[Any], sizes: dict[int, Size | None], categories: Container[int], file: str, faults: list[Fault]
+) -> Iterator[dict[str, Any]]:
+    """The annotations that can be used, crowds included; what is wrong with them and the others goes to ``faults``."""
     seen: set[int] = set()
     for entry in entries:
-        findings = list(annotation_findings(entry, seen, sizes, labels))
+        findings = list(annotation_findings(entry, seen, sizes, categories))
         identifier = _id_or_none(entry, "id")
         if findings:
             image = _id_or_none(entry, "image_id")
             faults += [Fault(kind, file, image, identifier, message) for kind, message in findings]
         if identifier is not None:
             seen.add(identifier)
-        if _usable(findings) and not entry.get("iscrowd", 0):
-            left, top, width, height = map(float, entry["bbox"])
-            box = [left, top, left + width, top + height]
-            objects.setdefault(entry["image_id"], []).append((labels[entry["category_id"]], box))
-    return objects
+        if _usable(findings):
+            yield entry
 
 
 def _usable(findings: list[Finding]) -> bool:

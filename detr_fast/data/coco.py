@@ -7,17 +7,26 @@ import random
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detr_fast.data.annotations import Category, read_annotations
+from detr_fast.data.annotations import Category, read_annotations, read_ground_truth
 from detr_fast.data.faults import DataError, Fault, FaultKind, count_faults, describe_counts
 from detr_fast.data.transforms import Transform, clip_boxes
 from detr_fast.images import ImageError, read_image, to_tensor
+
+
+class Picture(NamedTuple):
+    """A picture as it is stored, with its ground truth."""
+
+    image: Image.Image  # RGB
+    boxes: Tensor  # float32 [t,4], xyxy in pixels, clipped to the picture
+    labels: Tensor  # int64 [t]
+    image_id: int
 
 
 class Sample(NamedTuple):
@@ -65,6 +74,7 @@ class CocoDetection(Dataset[Sample | None]):
     ) -> None:
         if on_unreadable not in ("substitute", "skip"):
             raise ValueError(f'on_unreadable must be "substitute" or "skip", got {on_unreadable!r}')
+        self.image_dir = os.fspath(image_dir)
         self.annotation_file = os.fspath(annotation_file)
         self.transform = transform
         self.on_unreadable = on_unreadable
@@ -111,6 +121,10 @@ class CocoDetection(Dataset[Sample | None]):
         report = self.report
         return f"{line}; faults: {describe_counts(report)}" if report else line
 
+    def ground_truth(self) -> dict[str, Any]:
+        """What detections are scored against; see :func:`~detr_fast.data.annotations.read_ground_truth`."""
+        return read_ground_truth(self.annotation_file, self.image_dir)
+
     def set_epoch(self, epoch: int) -> None:
         """Let the transform draw the numbers of another epoch, in all workers; call it before the loader's ``iter``."""
         self._epoch.fill_(epoch)
@@ -125,25 +139,30 @@ class CocoDetection(Dataset[Sample | None]):
             raise IndexError(f"image {index} of a data set of {len(self)}")
         rng = random.Random(f"{self.seed} {int(self._epoch)} {index}")
         attempts = len(self) if self.on_unreadable == "substitute" else 1
-        for row in (attempt % len(self) for attempt in range(index, index + attempts)):
-            entry = self._annotations.images[row]
-            try:
-                image = read_image(entry.path)
-            except ImageError as error:
-                self._mark_unreadable(row, entry.unreadable(error))
-                continue
-            return self._sample(row, image, rng)
+        for attempt in range(attempts):
+            picture = self.picture((index + attempt) % len(self))
+            if picture is not None:
+                return self._transformed(picture, rng)
         return None
 
-    def _sample(self, row: int, image: Image.Image, rng: random.Random) -> Sample:
-        entry = self._annotations.images[row]
+    def picture(self, index: int) -> Picture | None:
+        """The picture as it is stored, with its usable boxes; None where it cannot be read."""
+        entry = self._annotations.images[index]
+        try:
+            image = read_image(entry.path)
+        except ImageError as error:
+            self._mark_unreadable(index, entry.unreadable(error))
+            return None
         if fault := entry.size_fault(image):
-            self._mark(row, fault)
-        height, width = image.height, image.width
-        rows = slice(*self._annotations.offsets[row : row + 2])
-        boxes, labels = clip_boxes(self._annotations.boxes[rows], self._annotations.labels[rows], width, height)
-        image, boxes, labels = self.transform(image, boxes, labels, rng)
-        return Sample(to_tensor(image), labels, _fractions(boxes, image), entry.id, (height, width))
+            self._mark(index, fault)
+        rows = slice(*self._annotations.offsets[index : index + 2])
+        boxes, labels = self._annotations.boxes[rows], self._annotations.labels[rows]
+        return Picture(image, *clip_boxes(boxes, labels, image.width, image.height), entry.id)
+
+    def _transformed(self, picture: Picture, rng: random.Random) -> Sample:
+        image, boxes, labels = self.transform(picture.image, picture.boxes, picture.labels, rng)
+        size = (picture.image.height, picture.image.width)
+        return Sample(to_tensor(image), labels, _fractions(boxes, image), picture.image_id, size)
 
     def _mark_unreadable(self, row: int, fault: Fault) -> None:
         self._mark(row, fault)

@@ -17,7 +17,7 @@ import torch
 
 Functions = Mapping[str, Callable[..., Any]]
 
-_chosen: ContextVar[Mapping[str, str]] = ContextVar("detr_fast_backends", default={})
+_chosen: ContextVar[Mapping[str, str]] = ContextVar("detr_fast_backends", default={})  # noqa: B039  (never changed in place)
 
 
 class BackendError(RuntimeError):

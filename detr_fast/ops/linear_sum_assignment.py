@@ -89,13 +89,13 @@ def _to_numpy(cost: Tensor) -> np.ndarray:
 
 
 def linear_sum_assignment_cpp(cost: np.ndarray, maximize: bool) -> tuple[np.ndarray, np.ndarray]:
-    from detr_fast import _C
+    import detr_fast._C as _C
 
     return _C.solve(-cost if maximize else cost)
 
 
 def batch_linear_sum_assignment_cpp(cost: Tensor, sizes: list[int], groups: int) -> Tensor:
-    from detr_fast import _C
+    import detr_fast._C as _C
 
     array = _to_numpy(cost)
     if array.dtype not in (np.float32, np.float64):
@@ -137,7 +137,7 @@ def _load_cpp() -> Functions:
 
 def _cpp_unavailable(device: torch.device) -> str | None:
     try:
-        from detr_fast import _C  # noqa: F401
+        import detr_fast._C  # noqa: F401
     except ImportError as error:
         return f"the extension is not built ({error}); install the package with pip"
     return None

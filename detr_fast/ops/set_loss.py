@@ -134,9 +134,7 @@ def _focal(logits: Tensor, targets: Targets, query_index: Tensor, weights: LossW
     return focal_loss(logits, positive, weights).sum((1, 2, 3))
 
 
-def _box_losses(
-    boxes: Tensor, targets: Targets, query_index: Tensor, weights: LossWeights
-) -> tuple[Tensor, Tensor]:
+def _box_losses(boxes: Tensor, targets: Targets, query_index: Tensor, weights: LossWeights) -> tuple[Tensor, Tensor]:
     layer = torch.arange(boxes.shape[0], device=boxes.device)[:, None, None]
     matched = query_index >= 0  # [L,G,T]
     predicted = boxes[layer, targets.image_index(), query_index.clamp(min=0)]  # [L,G,T,4]

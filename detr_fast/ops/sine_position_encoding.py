@@ -52,7 +52,9 @@ def sine_position_encoding(
     if mask.dim() != 3 or mask.dtype != torch.bool:
         raise ValueError(f"mask must be bool [B,H,W], True = padding; got {mask.dtype} {list(mask.shape)}")
     if num_feats < 2 or num_feats % 2:
-        raise ValueError(f"num_feats is counted per axis, in pairs of sine and cosine; it must be even, got {num_feats}")
+        raise ValueError(
+            f"num_feats is counted per axis, in pairs of sine and cosine; it must be even, got {num_feats}"
+        )
     if layout not in ("bchw", "blc"):
         raise ValueError(f"layout must be 'bchw' or 'blc', got {layout!r}")
     run = COLUMN.select(mask.device, backend)["sine_position_encoding"]
@@ -106,6 +108,4 @@ def sine_position_encoding_reference(
     return encoding.permute(0, 3, 1, 2).contiguous() if layout == "bchw" else encoding.flatten(1, 2)
 
 
-COLUMN = Column(
-    "sine_position_encoding", [reference({"sine_position_encoding": sine_position_encoding_reference})]
-)
+COLUMN = Column("sine_position_encoding", [reference({"sine_position_encoding": sine_position_encoding_reference})])

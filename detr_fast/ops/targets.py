@@ -94,9 +94,7 @@ class Targets:
         raise IndexError("there are fewer targets than that")
 
     def _map(self, function) -> Targets:  # type: ignore[no-untyped-def]
-        return replace(
-            self, labels=function(self.labels), boxes=function(self.boxes), offsets=function(self.offsets)
-        )
+        return replace(self, labels=function(self.labels), boxes=function(self.boxes), offsets=function(self.offsets))
 
     def _check_values(self) -> None:
         negative = (self.labels < 0).nonzero().flatten().tolist()

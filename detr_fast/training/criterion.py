@@ -36,9 +36,7 @@ class SetCriterion(nn.Module):
         groups: query groups (1 unless group-DETR).
     """
 
-    def __init__(
-        self, match: MatchWeights | None = None, loss: LossWeights | None = None, *, groups: int = 1
-    ) -> None:
+    def __init__(self, match: MatchWeights | None = None, loss: LossWeights | None = None, *, groups: int = 1) -> None:
         super().__init__()
         self.matcher = HungarianMatcher(match, groups=groups)
         self.weights = loss or LossWeights()

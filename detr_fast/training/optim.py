@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from detr_fast.training.config import OptimConfig
+
+TensorList: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -56,7 +59,7 @@ def build_ema(model: nn.Module, decay: float) -> AveragedModel:
     """
 
     @torch.no_grad()
-    def update(averages: list[Tensor], weights: list[Tensor], num_averaged: Tensor | int) -> None:
+    def update(averages: TensorList, weights: TensorList, num_averaged: Tensor | int) -> None:
         n = int(num_averaged)
         torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
 

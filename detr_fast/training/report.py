@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def curves(records: list[dict[str, Any]]) -> Figure:
 
 def predictions(model: DETR, dataset: CocoDetection, *, threshold: float) -> Figure:
     """Pairs of pictures: the truth on the left, what the model finds on the right."""
-    shown = dataset.readable(GRID_IMAGES)
+    shown = list(islice(filter(None, map(dataset.picture, range(len(dataset)))), GRID_IMAGES))
     found = model.predict([picture.image for picture in shown], threshold=threshold)
     rows = -(-len(shown) // GRID_COLUMNS)
     figure = Figure(figsize=(4 * GRID_COLUMNS, 2.2 * rows), layout="constrained")

@@ -40,9 +40,7 @@ class RunState:
     def __init__(self, model: DETR, config: TrainConfig, accelerator: Accelerator, *, steps_per_epoch: int) -> None:
         self.accelerator = accelerator
         optimizer = build_optimizer(model, config.optim)
-        self.scheduler = build_scheduler(
-            optimizer, config.optim, steps_per_epoch=steps_per_epoch, epochs=config.epochs
-        )
+        self.scheduler = build_scheduler(optimizer, config.optim, steps_per_epoch=steps_per_epoch, epochs=config.epochs)
         self.ema = build_ema(model, config.optim.ema_decay).to(accelerator.device) if config.optim.ema_decay else None
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.progress = Progress()
@@ -109,8 +107,7 @@ class RunState:
         # The schedule is a function of the step; a longer run than the one saved goes on by its own.
         self.scheduler.last_epoch = step
         rates = [
-            base * factor(step)
-            for base, factor in zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
+            base * factor(step) for base, factor in zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
         ]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate

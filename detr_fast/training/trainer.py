@@ -170,7 +170,11 @@ class Trainer:
         record = dict(zip(means, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
         rate = self.state.learning_rate
         progress = self.state.progress
-        log.write("train", progress.step, {"epoch": progress.epoch, "lr": rate, "images_per_second": images_per_second, **record})
+        log.write(
+            "train",
+            progress.step,
+            {"epoch": progress.epoch, "lr": rate, "images_per_second": images_per_second, **record},
+        )
         bar.set_postfix_str(f"loss {record['loss']:.3f}, lr {rate:.1e}, {images_per_second:.0f} images/s")
 
     def _evaluate(self, log: MetricsLog) -> dict[str, Any]:

@@ -118,9 +118,10 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
             raise KeyboardInterrupt
         save(image, path, **options)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Image.Image, "save", interrupted)
+    monkeypatch.setattr(Image.Image, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         make_shapes(tmp_path / "shapes", 5, 2)
+    monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []
     assert len(list((make_shapes(tmp_path / "shapes", 5, 2) / "train").iterdir())) == 5
 

@@ -103,14 +103,15 @@ def test_boxes_follow_the_picture(flip: float, crop: float) -> None:
     for seed in range(25):
         moved, new_boxes, new_labels = augment(image, boxes, labels, random.Random(seed))
         for channel in (0, 1):
-            bright = np.argwhere(np.asarray(moved)[:, :, channel] > 127)
             kept = new_boxes[new_labels == channel]
-            if not len(bright):
-                continue
-            top, left = bright.min(0)
-            bottom, right = bright.max(0) + 1
-            assert kept[0].tolist() == pytest.approx([left, top, right, bottom], abs=2.0)
-            found += 1
+            bright = np.argwhere(np.asarray(moved)[:, :, channel] > 127)
+            if len(kept) == 0:
+                assert len(bright) == 0
+            elif (kept[0, 2:] - kept[0, :2]).min() > 15:  # slivers fade when they are resized
+                top, left = bright.min(0)
+                bottom, right = bright.max(0) + 1
+                assert kept[0].tolist() == pytest.approx([left, top, right, bottom], abs=2.0)
+                found += 1
         assert (new_boxes[:, 2:] > new_boxes[:, :2]).all()
         assert (new_boxes >= 0).all()
         assert (new_boxes <= torch.tensor([*moved.size, *moved.size]) + 1e-3).all()

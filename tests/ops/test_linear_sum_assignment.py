@@ -57,9 +57,7 @@ def test_same_indices_as_scipy(seed):
     )
 )
 def test_ties_as_scipy(cost):
-    for ours, theirs in zip(
-        ops.linear_sum_assignment(cost), scipy.optimize.linear_sum_assignment(cost), strict=True
-    ):
+    for ours, theirs in zip(ops.linear_sum_assignment(cost), scipy.optimize.linear_sum_assignment(cost), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 

@@ -112,9 +112,7 @@ def test_presets_against_plain_python(weights, sizes, groups, random_targets):
     index = ops.batch_linear_sum_assignment(cost, targets, groups=groups)
     losses = ops.set_loss(logits, boxes, targets, index, weights=weights)
     for layer in range(2):
-        expected = _slow_losses(
-            logits[layer], boxes[layer], targets, index[layer].reshape(groups, -1), weights
-        )
+        expected = _slow_losses(logits[layer], boxes[layer], targets, index[layer].reshape(groups, -1), weights)
         for value, (name, loss) in zip(expected, losses.items(), strict=True):
             assert float(loss[layer]) == pytest.approx(value, rel=1e-9), name
 
@@ -155,5 +153,8 @@ def test_unmatched_and_degenerate_boxes_leave_finite_gradients():
 def test_indices_of_a_wrong_shape(random_targets):
     with pytest.raises(ValueError, match="query_index must be"):
         ops.set_loss(
-            torch.zeros(2, 1, 4, 3), torch.rand(2, 1, 4, 4), random_targets([3], 2), torch.zeros(2, 2, dtype=torch.int64)
+            torch.zeros(2, 1, 4, 3),
+            torch.rand(2, 1, 4, 4),
+            random_targets([3], 2),
+            torch.zeros(2, 2, dtype=torch.int64),
         )
