@@ -33,7 +33,6 @@ def read_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            image.load()
             return _to_rgb(image)
     except Exception as error:  # Pillow answers broken files with OSError, SyntaxError, ValueError, struct.error, ...
         raise ImageError(f"{path}: cannot read this image: {_cause(error)}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple
 
 
@@ -11,7 +11,7 @@ class DataError(ValueError):
     """A data set cannot be used at all; the message names the file, the cause and the way out."""
 
 
-class FaultKind(str, Enum):
+class FaultKind(StrEnum):
     """The kinds of fault; the value is what a report prints."""
 
     MALFORMED_CATEGORY = "malformed category"
@@ -32,9 +32,6 @@ class FaultKind(str, Enum):
     BOX_WITHOUT_AREA = "box without area"
     BOX_OUTSIDE_IMAGE = "box outside the image"
     BOX_BEYOND_IMAGE = "box beyond the image's edge"
-
-    def __str__(self) -> str:
-        return self.value
 
     @property
     def treatment(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
             path.replace(path.with_name(PREVIOUS))
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         cause = _root_cause(error)
         raise CheckpointError(
             f"could not write {path}: {cause}; the checkpoints written before are untouched. "

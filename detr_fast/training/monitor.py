@@ -44,10 +44,11 @@ class LossMonitor:
         pending, self._pending = self._pending, []
         table = torch.stack([values for *_, values in pending]).tolist()
         for (where, names, _), values in zip(pending, table, strict=True):
-            broken = [f"{n} is {v}" for n, v in zip(names, values, strict=True) if not math.isfinite(v)]
+            broken = {name: value for name, value in zip(names, values, strict=True) if not math.isfinite(value)}
             if broken:
-                # The sum breaks with any of its parts; the parts are what the reader wants to know.
-                parts = [text for text in broken if not text.startswith("loss is")] or broken
+                # The sum and the gradient break with any term; the term is what the reader wants to know.
+                causes = {n: v for n, v in broken.items() if n not in ("loss", "grad_norm")} or broken
+                parts = [f"{name} is {value}" for name, value in causes.items()]
                 raise TrainingError(
                     f"{where}: {', '.join(parts)}; the last good checkpoint is kept. A lower learning rate or "
                     "clipping may help, or these images have bad boxes (detr-fast check-data tells)"
@@ -58,7 +59,9 @@ class LossMonitor:
         """The mean of each loss since the last call; empty where nothing was pushed."""
         self.check()
         rows, self._read = self._read, []
-        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[-1]} if rows else {}
+        # Not every batch has all of them: the gradient's norm comes with those that end a step.
+        values = {name: [row[name] for row in rows if name in row] for name in rows[-1]} if rows else {}
+        return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 class MetricsLog:

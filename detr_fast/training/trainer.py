@@ -97,7 +97,7 @@ class Trainer:
         """
         progress, config = self.state.progress, self.config
         if self.accelerator.is_main_process:
-            write_whole(self.output / "config.yaml", yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+            write_whole(self.output / "config.yaml", yaml.safe_dump(as_plain_data(config), sort_keys=False))
         metrics: dict[str, Any] = {}
         with self.stop, MetricsLog(self.output, step=progress.step, enabled=self.accelerator.is_main_process) as log:
             if progress.epoch >= config.epochs:
@@ -253,11 +253,9 @@ class Trainer:
             tqdm.write(text)
 
 
-def _plain(value: Any) -> Any:
-    """The same without tuples, which YAML would mark as Python's."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+def as_plain_data(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as YAML can hold it: what ``--config`` reads back."""
+    return json.loads(json.dumps(asdict(config)))
 
 
 class _Clock:

@@ -126,6 +126,7 @@ def test_sound_boxes(folder: Any, box: list[float]) -> None:
         ("categories", {"id": 3, "name": "wolf"}, FaultKind.DUPLICATE_CATEGORY),
         ("images", 5, FaultKind.MALFORMED_IMAGE),
         ("images", {"id": 1.5, "file_name": "10.png", "width": 40, "height": 30}, FaultKind.MALFORMED_IMAGE),
+        ("images", {"id": True, "file_name": "10.png", "width": 40, "height": 30}, FaultKind.MALFORMED_IMAGE),
         ("images", {"id": 2**63, "file_name": "10.png", "width": 40, "height": 30}, FaultKind.MALFORMED_IMAGE),
         ("images", {"id": 5, "file_name": "", "width": 40, "height": 30}, FaultKind.MALFORMED_IMAGE),
         ("images", {"id": 10, "file_name": "20.png", "width": 40, "height": 30}, FaultKind.DUPLICATE_IMAGE),

@@ -130,8 +130,8 @@ def test_substitutes(folder: Any, num_workers: int) -> None:
             assert [batch.image_ids for batch in loader] == [[10], [10], [10]]
     assert dataset.report == {FaultKind.UNREADABLE_IMAGE: 2}
     if not num_workers:  # workers warn in their own process
-        assert [f"{name}.png, image {name}: unreadable" in str(caught[i].message) for i, name in enumerate((20, 30))]
-        assert len(caught) == 2
+        for warning, name in zip(caught, (20, 30), strict=True):
+            assert f"{name}.png, image {name}: unreadable" in str(warning.message)
 
 
 def test_a_substitute_brings_its_own_objects(folder: Any) -> None:
@@ -206,7 +206,7 @@ def test_samples_do_not_depend_on_workers(shapes: Path, num_workers: int, contex
     assert not any(_equal(a, b) for a, b in zip(alone[0], alone[1], strict=True))
 
 
-def test_samples_depend_on_seed_and_index(shapes: Path, tmp_path: Path) -> None:
+def test_samples_depend_on_seed_and_index(shapes: Path) -> None:
     one, other = _open_shapes(shapes, seed=0)[0], _open_shapes(shapes, seed=1)[0]
     assert one is not None
     assert other is not None

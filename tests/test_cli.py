@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from detr_fast import cli
+from detr_fast.data import make_shapes
+from detr_fast.training import Trainer
+
+MODEL = [
+    *("--model.backbone", "resnet_tiny", "--model.hidden_dim", "16", "--model.num_heads", "2"),
+    *("--model.num_encoder_layers", "1", "--model.num_decoder_layers", "1", "--model.num_queries", "6"),
+    *("--data.augmentation.scales", "[32]", "--data.augmentation.crop", "0", "--data.eval_size", "32"),
+    *("--data.num_workers", "0", "--epochs", "1", "--device", "cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp("cli") / "shapes", 6, 4, image_size=32)
+
+
+def _data(shapes: Path) -> list[str]:
+    return [
+        *("--data.train_images", str(shapes / "train")),
+        *("--data.train_annotations", str(shapes / "annotations/instances_train.json")),
+        *("--data.val_images", str(shapes / "val")),
+        *("--data.val_annotations", str(shapes / "annotations/instances_val.json")),
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(shapes, tmp_path_factory):
+    """A trained model, by the command line."""
+    output = tmp_path_factory.mktemp("cli") / "run"
+    assert _exit_code(["train", *_data(shapes), *MODEL, "--output", str(output)]) == 0
+    return output
+
+
+def _exit_code(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    return stopped.value.code or 0
+
+
+def _error(arguments: list[str], capsys) -> str:
+    code = _exit_code(arguments)
+    assert code != 0
+    return code if isinstance(code, str) else capsys.readouterr().err
+
+
+def test_train_prints_ap_and_ap50_last(shapes, tmp_path, capsys):
+    _exit_code(["train", *_data(shapes), *MODEL, "--output", str(tmp_path / "run")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("AP ")
+    assert lines[-1].startswith("AP50 ")
+
+
+def test_eval_repeats_the_runs_metrics(run, shapes, tmp_path, capsys):
+    arguments = ["--images", str(shapes / "val"), "--annotations", str(shapes / "annotations/instances_val.json")]
+    result = tmp_path / "metrics.json"
+    assert _exit_code(["eval", "--model", str(run / "model"), *arguments, "--output", str(result)]) == 0
+    expected, actual = json.loads((run / "metrics.json").read_text()), json.loads(result.read_text())
+    for name, value in actual.items():
+        assert value == pytest.approx(expected[name], abs=1e-6), name
+
+
+def test_predict_draws_and_writes(run, shapes, tmp_path, capsys):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((shapes / "val" / "000000.png").read_bytes()[:60])
+    output = tmp_path / "out"
+    arguments = ["predict", str(shapes / "val"), str(broken), "--model", str(run / "model"), "--output", str(output)]
+    assert _exit_code([*arguments, "--threshold", "0.01"]) == 1
+    assert "broken.png: cannot read this image" in capsys.readouterr().err
+    records = json.loads((output / "predictions.json").read_text())
+    assert len(records) == 4
+    for record in records:
+        with Image.open(output / record["drawing"]) as drawing:
+            assert drawing.width >= 320
+        for found in record["detections"]:
+            assert found["name"] in ("triangle", "circle", "rectangle")
+            assert found["category_id"] in (3, 7, 12)
+            assert all(0 <= x <= 32 for x in found["box"])
+    assert any(record["detections"] for record in records)
+
+
+def test_check_data(shapes, tmp_path, capsys):
+    annotations = shapes / "annotations/instances_val.json"
+    arguments = ["check-data", "--images", str(shapes / "val"), "--annotations"]
+    assert _exit_code([*arguments, str(annotations)]) == 0
+    assert capsys.readouterr().out == "no faults\n"
+    content = json.loads(annotations.read_text())
+    content["annotations"][0]["bbox"][2] = -1
+    content["annotations"][1]["category_id"] = 99
+    faulty = tmp_path / "faulty.json"
+    faulty.write_text(json.dumps(content))
+    assert _exit_code([*arguments, str(faulty)]) == 1
+    output = capsys.readouterr().out
+    assert "box without area" in output
+    assert "there is no category 99" in output
+    assert "2 faults" in output
+
+
+def test_info_names_every_op(capsys, monkeypatch):
+    cli.main(["info"])
+    output = capsys.readouterr().out
+    for op in ("sine_position_encoding", "pairwise_box", "match_cost", "set_loss"):
+        assert f"  {op}: reference" in output
+    assert "  linear_sum_assignment: cpp\n    scipy: available" in output
+    monkeypatch.setenv("DETR_FAST_BACKEND", "linear_sum_assignment=scipy")
+    cli.main(["info"])
+    assert "  linear_sum_assignment: scipy" in capsys.readouterr().out
+
+
+def test_wrong_key_in_the_yaml(tmp_path, capsys):
+    path = tmp_path / "typo.yaml"
+    path.write_text("optim:\n  learning_rate: 0.1\n")
+    assert "learning_rate" in _error(["train", "--config", str(path)], capsys)
+
+
+def test_wrong_values_name_their_field(shapes, capsys):
+    assert "optim.lr" in _error(["train", *_data(shapes), "--optim.lr", "fast"], capsys)
+    assert "flip is a probability" in _error(["train", *_data(shapes), "--data.augmentation.flip", "2"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the annotation file is empty"),
+        (b'{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', "at least one image"),
+        (b'{"images": [1], "annotati', "cut short"),
+    ],
+)
+def test_bad_annotation_files(shapes, tmp_path, content, message, capsys):
+    path = tmp_path / "bad.json"
+    path.write_bytes(content)
+    arguments = ["train", *_data(shapes), "--data.train_annotations", str(path), "--output", str(tmp_path / "run")]
+    assert message in _error([*arguments, *MODEL], capsys)
+
+
+@pytest.mark.parametrize("name", ["detr_r50", "detr_r50_mmdet", "demo"])
+def test_shipped_configurations(name, monkeypatch, capsys):
+    built = []
+    monkeypatch.setattr(Trainer, "__init__", lambda self, config, resume: built.append(config) or sys_exit())
+
+    def sys_exit():
+        raise SystemExit(0)
+
+    assert _exit_code(["train", "--config", name]) == 0
+    (config,) = built
+    expected = {"detr_r50": (300, 200), "detr_r50_mmdet": (150, 100), "demo": (config.epochs, 200)}
+    assert (config.epochs, config.optim.drop_epoch) == expected[name]
+    assert (config.model.backbone == "resnet50") == (name != "demo")
+
+
+def test_flags_go_over_the_file(monkeypatch):
+    built = []
+    monkeypatch.setattr(cli, "_run", lambda config, resume: built.append((config, resume)))
+    _exit_code(["train", "--config=detr_r50", "--optim.lr", "3e-4", "--resume", "--data.batch_size=7"])
+    ((config, resume),) = built
+    assert (config.optim.lr, config.data.batch_size, config.epochs, resume) == (3e-4, 7, 300, True)
+
+
+def test_mmdet_configuration_is_the_preset(monkeypatch):
+    from detr_fast import LossWeights, MatchWeights
+
+    built = []
+    monkeypatch.setattr(cli, "_run", lambda config, resume: built.append(config))
+    _exit_code(["train", "--config", "detr_r50_mmdet"])
+    assert built[0].loss == LossWeights.mmdet()
+    # The shipped configuration of MMDetection compares centres; its older head compares corners.
+    assert built[0].match == MatchWeights(giou_eps=1e-6, box_scale=1333.0)
+    assert MatchWeights.mmdet().l1_format == "xyxy"
+
+
+def test_missing_model(tmp_path, capsys):
+    message = _error(["predict", str(tmp_path), "--model", str(tmp_path / "nowhere")], capsys)
+    assert "nowhere" in message

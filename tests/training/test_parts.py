@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from detr_fast.training import OptimConfig, TrainingError, coco_metrics
+from detr_fast.training.monitor import LossMonitor, MetricsLog, read_metrics
+from detr_fast.training.optim import build_ema, build_optimizer, build_scheduler
+from detr_fast.training.random_state import random_state, set_random_state
+
+
+def _ground_truth():
+    boxes = [[10, 10, 20, 20], [50, 50, 40, 40], [5, 60, 100, 30]]
+    annotations = [
+        {"id": k + 1, "image_id": 1 + k // 2, "category_id": c, "bbox": b, "area": b[2] * b[3], "iscrowd": 0}
+        for k, (b, c) in enumerate(zip(boxes, (3, 7, 3), strict=True))
+    ]
+    return {
+        "images": [{"id": 1}, {"id": 2}],
+        "annotations": annotations,
+        "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}],
+    }
+
+
+def _detections(truth, scores):
+    return np.array(
+        [[a["image_id"], *a["bbox"], s, a["category_id"]] for a, s in zip(truth["annotations"], scores, strict=True)],
+        dtype=np.float64,
+    )
+
+
+def test_perfect_detections_score_one():
+    truth = _ground_truth()
+    metrics = coco_metrics(truth, _detections(truth, [0.9, 0.8, 0.7]))
+    assert metrics["AP"] == metrics["AP50"] == metrics["AP75"] == pytest.approx(1)
+    assert metrics["AP_small"] == metrics["AP_large"] * 1 or metrics["AP_small"] == pytest.approx(1)
+    assert metrics["classes"] == {"cat": pytest.approx(1), "dog": pytest.approx(1)}
+
+
+def test_a_shifted_box_counts_at_low_overlap_only():
+    truth = _ground_truth()
+    detections = _detections(truth, [0.9, 0.8, 0.7])
+    detections[1, 1] += 10  # the dog: IoU 30/50
+    metrics = coco_metrics(truth, detections)
+    assert metrics["AP50"] == pytest.approx(1)
+    assert metrics["AP75"] == pytest.approx(0.5)  # the cats are right, the dog is not
+    assert metrics["classes"]["dog"] == pytest.approx(3 / 10)  # at 0.50, 0.55 and 0.60 of ten thresholds
+
+
+def test_nothing_found_and_crowds():
+    truth = _ground_truth()
+    assert coco_metrics(truth, np.zeros((0, 7)))["AP"] == 0
+    truth["annotations"][2]["iscrowd"] = 1
+    metrics = coco_metrics(truth, _detections(truth, [0.5, 0.5, 0.9]))
+    assert metrics["AP"] == pytest.approx(1)  # what lies in a crowd is neither right nor wrong
+
+
+def _model():
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    model.head = torch.nn.Linear(2, 2)
+    model.head.bias.requires_grad_(False)
+    return model
+
+
+def test_optimizer_gives_the_backbone_its_own_rate():
+    model = _model()
+    optimizer = build_optimizer(model, OptimConfig(lr=1e-3, backbone_lr=1e-5, weight_decay=0.2))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates == {
+        id(model.head.weight): 1e-3,
+        id(model.backbone[0].weight): 1e-5,
+        id(model.backbone[0].bias): 1e-5,
+    }
+    assert all(group["weight_decay"] == 0.2 for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "factor"),
+    [
+        ({"schedule": "step", "drop_epoch": 2}, 19, 1.0),
+        ({"schedule": "step", "drop_epoch": 2}, 20, 0.1),
+        ({"schedule": "cosine"}, 0, 1.0),
+        ({"schedule": "cosine"}, 25, 0.5),
+        ({"schedule": "cosine"}, 50, 0.0),
+        ({"schedule": "cosine", "warmup_steps": 9}, 0, 0.1),
+        ({"schedule": "cosine", "warmup_steps": 9}, 9, 1.0),
+        ({"schedule": "step", "drop_epoch": 2, "warmup_steps": 3}, 1, 0.5),
+    ],
+)
+def test_schedules(options, step, factor):
+    config = OptimConfig(lr=2.0, backbone_lr=1.0, **options)
+    optimizer = build_optimizer(_model(), config)
+    scheduler = build_scheduler(optimizer, config, steps_per_epoch=10, epochs=5)
+    for _ in range(step):
+        optimizer.step()
+        scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([2 * factor, factor], abs=1e-12)
+
+
+def test_moving_average_by_hand():
+    model = torch.nn.Linear(1, 1, bias=False)
+    values = [1.0, 3.0, -2.0, 5.0]
+    model.weight.data.fill_(values[0])
+    ema = build_ema(model, 0.3)
+    expected = values[0]
+    for n, value in enumerate(values):
+        model.weight.data.fill_(value)
+        ema.update_parameters(model)
+        decay = min(0.3, (1 + n) / (10 + n))
+        expected = value if n == 0 else decay * expected + (1 - decay) * value
+    assert float(ema.module.weight.detach()) == pytest.approx(expected)
+
+
+def test_monitor_averages_and_names_what_broke():
+    monitor = LossMonitor()
+    assert monitor.means() == {}
+    monitor.push("step 1", torch.tensor(2.0), {"loss_ce": torch.tensor(1.0)})
+    monitor.push("step 2", torch.tensor(4.0), {"loss_ce": torch.tensor(3.0)})
+    assert monitor.means() == {"loss": 3.0, "loss_ce": 2.0}
+    assert monitor.means() == {}
+    monitor.push("step 3, images [5]", torch.tensor(math.nan), {"loss_ce": torch.tensor(math.nan)})
+    with pytest.raises(TrainingError, match=r"step 3, images \[5\]: loss_ce is nan; the last good"):
+        monitor.check()
+
+
+def test_metrics_after_the_resumed_step_are_dropped(tmp_path):
+    with MetricsLog(tmp_path, step=0) as log:
+        for step in (1, 2, 3):
+            log.write("train", step, {"loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 4, "lo')  # killed while writing
+    with MetricsLog(tmp_path, step=2) as log:
+        log.write("train", 3, {"loss": 30.0})
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_random_states_come_back(tmp_path):
+    import random
+
+    def draw():
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    torch.save(random_state(), tmp_path / "state.pt")
+    expected = draw()
+    set_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert draw() == expected

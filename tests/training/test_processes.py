@@ -1,0 +1,111 @@
+"""What only shows in processes of their own: being killed, and training on two ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from detr_fast.training.checkpoint import load_checkpoint
+from detr_fast.training.monitor import read_metrics
+from detr_fast.training.trainer import as_plain_data
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def _write_config(settings, path: Path) -> Path:
+    path.write_text(yaml.safe_dump(as_plain_data(settings)))
+    return path
+
+
+def _command(*arguments: str | Path, ranks: int = 1) -> list[str]:
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return [*launcher, "-m", "detr_fast.cli", *map(str, arguments)]
+
+
+def _run(*arguments: str | Path, ranks: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        _command(*arguments, ranks=ranks), env=ENVIRONMENT, capture_output=True, text=True, check=check
+    )
+
+
+def _wait_for_step(process: subprocess.Popen, metrics: Path, step: int) -> None:
+    while process.poll() is None and max([r["step"] for r in read_metrics(metrics)], default=0) < step:
+        time.sleep(0.005)
+    assert process.poll() is None, "the run ended before it could be interrupted"
+
+
+def test_killed_at_a_random_step_and_resumed_is_never_stopped(config, tmp_path):
+    options = {"epochs": 40, "eval_every": 20, "batch_size": 4, "checkpoint_steps": 1, "ema_decay": 0.95}
+    whole = _write_config(config(output=str(tmp_path / "whole"), **options), tmp_path / "whole.yaml")
+    parts = _write_config(config(output=str(tmp_path / "parts"), **options), tmp_path / "parts.yaml")
+    _run("train", "--config", whole)
+
+    metrics = tmp_path / "parts" / "metrics.jsonl"
+    resume: list[str] = []
+    for step in sorted(random.sample(range(1, 100), 2)):
+        process = subprocess.Popen(
+            _command("train", "--config", parts, *resume), env=ENVIRONMENT, stderr=subprocess.DEVNULL
+        )
+        _wait_for_step(process, metrics, step)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        resume = ["--resume"]
+    _run("train", "--config", parts, *resume)
+
+    expected, actual = (load_checkpoint(tmp_path / run / "checkpoints" / "last.pt") for run in ("whole", "parts"))
+    assert expected["progress"]["step"] == actual["progress"]["step"] == 120
+    for part in ("model", "ema"):
+        for name, value in expected[part].items():
+            assert torch.equal(value, actual[part][name]), name
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_end_in_a_checkpoint(config, tmp_path, number, code):
+    settings = config(epochs=500, eval_every=500)
+    path = _write_config(settings, tmp_path / "run.yaml")
+    process = subprocess.Popen(_command("train", "--config", path), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    _wait_for_step(process, Path(settings.output) / "metrics.jsonl", 3)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == code
+    assert f"stopped by {signal.Signals(number).name} after step" in errors
+    assert "Traceback" not in errors
+    state = load_checkpoint(Path(settings.output) / "checkpoints" / "last.pt")
+    assert state["progress"]["step"] >= 3
+    assert state["progress"]["samples"] == state["progress"]["step"] * 4 % 12
+
+
+def test_two_ranks_train_as_one_with_the_double_batch(config, shapes, tmp_path):
+    """Half of the pictures have no object, so that with one picture a rank some ranks have no target at all."""
+    content = json.loads((shapes / "annotations/instances_train.json").read_text())
+    kept = {image["id"] for image in content["images"][::2]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+    annotations = tmp_path / "half.json"
+    annotations.write_text(json.dumps(content))
+    options = {"train_annotations": str(annotations), "dropout": 0.0, "epochs": 2}
+    two = config(output=str(tmp_path / "two"), batch_size=1, **options)
+    one = config(output=str(tmp_path / "one"), batch_size=2, **options)
+    _run("train", "--config", _write_config(one, tmp_path / "one.yaml"))
+    _run("train", "--config", _write_config(two, tmp_path / "two.yaml"), ranks=2)
+
+    expected, actual = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("one", "two"))
+    assert len(expected) == len(actual) == 14
+    for ours, theirs in zip(actual, expected, strict=True):
+        for name in ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_bbox_0", "grad_norm", "AP", "AP50"):
+            if name in theirs:
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), (name, theirs["step"])
+    states = [load_checkpoint(tmp_path / run / "checkpoints" / "last.pt") for run in ("one", "two")]
+    for name, value in states[0]["model"].items():
+        torch.testing.assert_close(states[1]["model"][name], value, rtol=1e-3, atol=2e-5)

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import json
+import logging
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from detr_fast import DETR
+from detr_fast.data import DataError
+from detr_fast.models import CheckpointError
+from detr_fast.training import ConfigError, Stopped, Trainer, TrainingError
+from detr_fast.training.checkpoint import load_checkpoint
+from detr_fast.training.monitor import read_metrics
+
+
+def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: p.clone() for name, p in trainer.state.weights.state_dict().items()}
+
+
+def _same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_leaves_what_it_promises(config):
+    settings = config(ema_decay=0.99, checkpoint_every=1)
+    metrics = Trainer(settings).run()
+    output = Path(settings.output)
+    assert json.loads((output / "metrics.json").read_text())["AP50"] == metrics["AP50"]
+    records = read_metrics(output / "metrics.jsonl")
+    assert [r["step"] for r in records if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in records if r["kind"] == "eval"] == [3, 6]
+    assert {"loss", "loss_ce_0", "class_error", "lr", "images_per_second", "grad_norm"} <= records[0].keys()
+    for picture in ("curves.png", "predictions.png"):
+        with Image.open(output / picture) as image:
+            assert min(image.size) > 200
+    assert yaml.safe_load((output / "config.yaml").read_text())["model"]["hidden_dim"] == 16
+    files = {path.name for path in (output / "checkpoints").iterdir()}
+    assert files == {"last.pt", "previous.pt", "best.pt", "epoch-0001.pt", "epoch-0002.pt"}
+    assert any((output / "tensorboard").iterdir())
+
+    saved = DETR.from_pretrained(output / "model")
+    assert [c["name"] for c in saved.categories] == ["triangle", "circle", "rectangle"]
+    assert saved.image_size == 32
+    best = load_checkpoint(output / "checkpoints" / "best.pt")
+    assert _same(saved.state_dict(), {k.removeprefix("module."): v for k, v in best["ema"].items() if "module." in k})
+
+
+def test_learns(config):
+    """On a dozen pictures, seen often enough, the losses must fall to a fraction."""
+    settings = config(epochs=60, eval_every=60, dropout=0.0, log_every=3)
+    Trainer(settings).run()
+    losses = [r["loss"] for r in read_metrics(Path(settings.output) / "metrics.jsonl") if r["kind"] == "train"]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_same_seed_same_weights_whatever_the_workers(config, tmp_path):
+    runs = []
+    for name, workers, seed in (("a", 0, 1), ("b", 2, 1), ("c", 0, 2)):
+        trainer = Trainer(config(output=str(tmp_path / name), num_workers=workers, seed=seed, epochs=1))
+        trainer.run()
+        runs.append(_weights(trainer))
+    assert _same(runs[0], runs[1])
+    assert not _same(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4])
+def test_stopping_and_resuming_changes_nothing(config, tmp_path, stop_after, monkeypatch):
+    """Dropout, moving average and accumulation on; stopped within and at the end of an epoch."""
+    options = {"ema_decay": 0.9, "accumulate": 2, "batch_size": 2, "epochs": 3, "eval_every": 2}
+    whole = Trainer(config(output=str(tmp_path / "whole"), **options))
+    whole.run()
+
+    settings = config(output=str(tmp_path / "parts"), **options)
+    first = Trainer(settings)
+    step = first.state.step
+
+    def step_then_ask() -> None:
+        step()
+        if first.state.progress.step + 1 == stop_after:
+            import signal
+
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(first.state, "step", step_then_ask)
+    with pytest.raises(Stopped, match=f"stopped by SIGTERM after step {stop_after}; go on with --resume"):
+        first.run()
+    second = Trainer(settings, resume=True)
+    assert second.state.progress.step == stop_after
+    second.run()
+    assert _same(_weights(whole), _weights(second))
+    logged = [
+        [
+            {k: v for k, v in r.items() if k != "images_per_second"}
+            for r in read_metrics(tmp_path / run / "metrics.jsonl")
+        ]
+        for run in ("whole", "parts")
+    ]
+    assert logged[0] == logged[1]
+
+
+def test_a_finished_run_can_be_made_longer(config):
+    Trainer(config(epochs=1)).run()
+    longer = Trainer(config(epochs=2), resume=True)
+    assert longer.state.progress.epoch == 1
+    longer.run()
+    assert longer.state.progress.step == 6
+    # Nothing is left to train: the model is scored again.
+    assert "AP50" in Trainer(config(epochs=2), resume=True).run()
+
+
+def test_a_run_is_not_overwritten(config):
+    Trainer(config(epochs=1)).run()
+    with pytest.raises(CheckpointError, match="holds a run already; go on with it by --resume"):
+        Trainer(config(epochs=1))
+
+
+def test_a_checkpoint_cut_in_half_gives_way_to_the_one_before(config, caplog):
+    settings = config(checkpoint_steps=1)
+    Trainer(settings).run()
+    last = Path(settings.output) / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    with caplog.at_level(logging.WARNING):
+        trainer = Trainer(settings, resume=True)
+    assert "last.pt is damaged or no checkpoint" in caplog.text
+    assert "previous.pt instead" in caplog.text
+    assert trainer.state.progress.step == 6
+    for path in last.parent.glob("*.pt"):
+        path.write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match="no checkpoint can be resumed from"):
+        Trainer(settings, resume=True)
+
+
+def test_a_checkpoint_of_another_model_is_refused(config):
+    Trainer(config(epochs=1)).run()
+    with pytest.raises(CheckpointError, match="written with another configuration"):
+        Trainer(config(epochs=1, hidden_dim=32), resume=True)
+
+
+def test_a_full_disk_costs_no_checkpoint_and_no_training(config, caplog):
+    settings = config(checkpoint_steps=1, epochs=1)
+    trainer = Trainer(settings)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    step = trainer.state.step
+
+    def fill_the_disk_at_step_2() -> None:
+        step()
+        # Writes beyond this size fail with an OSError, as they do on a full disk.
+        limit = 20_000 if trainer.state.progress.step == 1 else soft
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+
+    trainer.state.step = fill_the_disk_at_step_2
+    try:
+        with caplog.at_level(logging.WARNING):
+            trainer.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "could not write" in caplog.text
+    assert "training goes on and tries again" in caplog.text
+    assert load_checkpoint(Path(settings.output) / "checkpoints" / "last.pt")["progress"]["epoch"] == 1
+
+
+def test_the_last_checkpoint_must_be_written(config):
+    settings = config(epochs=1)
+    trainer = Trainer(settings)
+    blocked = Path(settings.output) / "checkpoints"
+    blocked.parent.mkdir(parents=True, exist_ok=True)
+    blocked.write_text("a file where the directory should be")
+    with pytest.raises(CheckpointError, match="could not write .*last.pt"):
+        trainer.run()
+
+
+def test_a_loss_that_is_not_finite_names_step_images_and_term(config):
+    settings = config(checkpoint_steps=1)
+    trainer = Trainer(settings)
+    criterion = trainer.criterion.forward
+
+    def break_at_step_3(*inputs):
+        output = criterion(*inputs)
+        if trainer.state.progress.step == 2:
+            output.terms["loss_giou_0"].fill_(float("inf"))
+            return output._replace(total=output.total * float("nan"))
+        return output
+
+    trainer.criterion.forward = break_at_step_3
+    with pytest.raises(TrainingError, match=r"step 3, images \[[\d, ]+\]: loss_giou_0 is inf; the last good"):
+        trainer.run()
+    kept = load_checkpoint(Path(settings.output) / "checkpoints" / "last.pt")
+    assert kept["progress"]["step"] == 2
+    assert all(value.isfinite().all() for value in kept["model"].values())
+
+
+def test_weights_that_are_not_finite_are_named_by_the_matcher(config):
+    trainer = Trainer(config())
+    with torch.no_grad():
+        trainer.state.weights.class_embed.weight.fill_(float("nan"))
+    with pytest.raises(
+        TrainingError, match=r"step 1, images .*: layer 0, image 0, target 0: the matching cost holds NaN"
+    ):
+        trainer.run()
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_mixed_precision_trains(config, precision):
+    trainer = Trainer(config(mixed_precision=precision, epochs=1))
+    trainer.run()
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in trainer.state.weights.parameters())
+
+
+def test_fine_tuning_takes_all_but_the_class_head(config, tmp_path, caplog):
+    Trainer(config(epochs=1, output=str(tmp_path / "first"))).run()
+    other = DETR.from_pretrained(tmp_path / "first" / "model", num_classes=7)
+    other.save_pretrained(tmp_path / "seven")
+    with caplog.at_level(logging.WARNING):
+        trainer = Trainer(config(weights=str(tmp_path / "seven"), output=str(tmp_path / "second")))
+    assert "7 classes, the model's for 3" in caplog.text
+    assert torch.equal(trainer.state.weights.query_embed.weight, other.query_embed.weight)
+
+
+def test_bad_configurations_name_their_part(config, shapes, tmp_path):
+    with pytest.raises(ConfigError, match="model: hidden_dim"):
+        Trainer(config(num_heads=3))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Trainer(config(weights=str(tmp_path / "nowhere.pth")))
+    content = json.loads((shapes / "annotations/instances_train.json").read_text())
+    (tmp_path / "none.json").write_text(json.dumps(content | {"annotations": []}))
+    with pytest.raises(DataError, match="nothing to learn"):
+        Trainer(config(train_annotations=str(tmp_path / "none.json")))
+
+
+def test_a_picture_that_breaks_off_is_replaced_and_told(config, shapes, tmp_path):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(shapes / "train", broken)
+    victim = sorted(broken.iterdir())[3]
+    victim.write_bytes(victim.read_bytes()[:200])
+    trainer = Trainer(config(train_images=str(broken), epochs=1))
+    with pytest.warns(RuntimeWarning, match="unreadable image"):
+        trainer.run()
+    assert "1 x unreadable image" in trainer.data.dataset.describe()
