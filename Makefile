@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/detr-fast demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/pytest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except detr_fast.training.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (BackendError, *detr_fast.training.USER_ERRORS) as error:
         sys.exit(f"detr-fast: {error}")
 

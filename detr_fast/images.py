@@ -33,9 +33,19 @@ def read_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return _to_rgb(image)
+            return to_rgb(image)
     except Exception as error:  # Pillow answers broken files with OSError, SyntaxError, ValueError, struct.error, ...
         raise ImageError(f"{path}: cannot read this image: {_cause(error)}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB: sixteen-bit greys scaled to eight bits, transparency dropped."""
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint16) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 def resize_shape(width: int, height: int, shorter: int, longest: int | None = None) -> tuple[int, int]:
@@ -85,15 +95,6 @@ def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         batch[row, :, :h, :w] = image
         mask[row, :h, :w] = False
     return batch, mask
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint16) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def _cause(error: Exception) -> str:

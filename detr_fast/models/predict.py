@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from detr_fast.images import ImageError, pad_images, read_image, resize_shape, to_tensor
+from detr_fast.images import ImageError, pad_images, read_image, resize_shape, to_rgb, to_tensor
 from detr_fast.models.postprocess import postprocess
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _to_pil(image: ImageInput, place: int) -> Image.Image:
         if isinstance(image, str | Path):
             return read_image(image)
         if isinstance(image, Image.Image):
-            return image.convert("RGB")
+            return to_rgb(image)
         if isinstance(image, Tensor):
             return _tensor_to_pil(image)
         if isinstance(image, np.ndarray):

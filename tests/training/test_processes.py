@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -84,13 +85,18 @@ def test_signals_end_in_a_checkpoint(config, tmp_path, number, code):
     assert "Traceback" not in errors
     state = load_checkpoint(Path(settings.output) / "checkpoints" / "last.pt")
     assert state["progress"]["step"] >= 3
-    assert state["progress"]["samples"] == state["progress"]["step"] * 4 % 12
+    assert state["progress"]["samples"] % 12 == state["progress"]["step"] * 4 % 12
 
 
 def test_two_ranks_train_as_one_with_the_double_batch(config, shapes, tmp_path):
-    """Half of the pictures have no object, so that with one picture a rank some ranks have no target at all."""
+    """Pictures have several objects or none, so that with one picture a rank some ranks have no target at all.
+
+    (With a single object on two ranks the mean number of targets, one half, is raised to 1, as in the original;
+    a double batch has no such half.)
+    """
     content = json.loads((shapes / "annotations/instances_train.json").read_text())
-    kept = {image["id"] for image in content["images"][::2]}
+    objects = Counter(a["image_id"] for a in content["annotations"])
+    kept = [image for image, count in objects.items() if count > 1][:6]
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
     annotations = tmp_path / "half.json"
     annotations.write_text(json.dumps(content))

@@ -170,7 +170,7 @@ def test_the_last_checkpoint_must_be_written(config):
     blocked = Path(settings.output) / "checkpoints"
     blocked.parent.mkdir(parents=True, exist_ok=True)
     blocked.write_text("a file where the directory should be")
-    with pytest.raises(CheckpointError, match="could not write .*last.pt"):
+    with pytest.raises(CheckpointError, match=r"could not write .*last\.pt"):
         trainer.run()
 
 
