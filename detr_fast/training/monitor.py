@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from detr_fast.training.files import write_whole
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -81,11 +84,14 @@ class MetricsLog:
         """Write one record; ``kind`` is ``"train"`` or ``"eval"``."""
         if not self._enabled:
             return
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        try:
+            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+        except OSError as error:  # a run is worth more than its log
+            logger.warning("could not log step %d: %s; training goes on", step, error)
 
     def __enter__(self) -> MetricsLog:
         return self

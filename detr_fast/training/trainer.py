@@ -16,6 +16,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from detr_fast.data import Batch, Resize
@@ -70,8 +71,8 @@ class Trainer:
             batch_size=config.data.batch_size,
             num_workers=config.data.num_workers,
         )
-        self._say(self.data.dataset.describe())
-        self._say(self.val_dataset.describe())
+        self._described = ""
+        self._describe_data()
 
         set_seed(config.seed)
         model = build_model(config.model, config.data, self.data.dataset.categories)
@@ -111,6 +112,7 @@ class Trainer:
                 if config.checkpoint_every and (epoch + 1) % config.checkpoint_every == 0:
                     self._save(f"epoch-{epoch + 1:04d}.pt")
                 self._save(LAST, must=last)
+                self._describe_data()
         return metrics
 
     def _train_epoch(self, epoch: int, log: MetricsLog) -> None:
@@ -198,12 +200,19 @@ class Trainer:
         if self.accelerator.is_main_process:
             self._say(f"epoch {progress.epoch + 1}: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}")
             log.write("eval", progress.step, {"epoch": progress.epoch, **metrics})
-            summary = {**metrics, "best_AP": progress.best_ap, "step": progress.step, "seconds": progress.seconds}
-            write_whole(self.output / "metrics.json", json.dumps(summary, indent=2) + "\n")
-            if best:
-                save_model(self.state.weights, self.output / "model")
-            write_report(self.output, self.state.weights, self.val_dataset)
+            try:
+                self._write_results(metrics, best=best)
+            except (OSError, SafetensorError) as error:
+                logger.warning("could not write the results into %s: %s; training goes on", self.output, error)
         return metrics
+
+    def _write_results(self, metrics: dict[str, Any], *, best: bool) -> None:
+        progress = self.state.progress
+        if best:
+            save_model(self.state.weights, self.output / "model")
+        summary = {**metrics, "best_AP": progress.best_ap, "step": progress.step, "seconds": progress.seconds}
+        write_whole(self.output / "metrics.json", json.dumps(summary, indent=2) + "\n")
+        write_report(self.output, self.state.weights, self.val_dataset)
 
     def _save(self, name: str, *, must: bool = False) -> None:
         """Write a checkpoint; where it is not the last chance, a failure is only told, so that nothing is lost."""
@@ -247,6 +256,13 @@ class Trainer:
         signal = self.stop.received or SIGTERM  # another rank's
         step, output = self.state.progress.step, self.output
         return Stopped(signal, f"stopped by {signal.name} after step {step}; go on with --resume --output {output}")
+
+    def _describe_data(self) -> None:
+        """Say what there is and what is wrong with it; again whenever loading has found more."""
+        described = f"{self.data.dataset.describe()}\n{self.val_dataset.describe()}"
+        if described != self._described:
+            self._say(described)
+        self._described = described
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:
