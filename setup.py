@@ -24,7 +24,7 @@ setup(
             sorted(str(path) for path in Path("csrc").glob("*.cpp")),
             depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
             cxx_std=17,
-            extra_compile_args=["-O3"],
+            extra_compile_args=["-O3", "-ffp-contract=off"],
         )
     ],
     cmdclass={"build_ext": build_ext},

@@ -100,7 +100,7 @@ def batch_linear_sum_assignment_cpp(cost: Tensor, sizes: list[int], groups: int)
     array = _to_numpy(cost)
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
-    index = _C.solve_batch(array, np.asarray(sizes, dtype=np.int64), groups)
+    index = _C.solve_batch(array, sizes, groups, 1, False)[0]
     return torch.from_numpy(index).to(cost.device)
 
 
