@@ -40,7 +40,7 @@ class Certificate {
     const bool forbidden = path_.highest_ == kInfinity;
     scale = maximum(scale, forbidden ? greatest_finite() * static_cast<double>(n_) : absolute(path_.highest_));
     for (int64_t i = 0; i < n_; ++i) {
-      scale = maximum(scale, maximum(absolute(path_.row_dual_[i]), absolute(path_.price_[i])));
+      scale = maximum(scale, maximum(absolute(path_.row_dual_[i]), absolute(path_.price_[path_.held_[i]])));
     }
     return scale;
   }
@@ -58,7 +58,6 @@ class Certificate {
 
   // False where the duals are not feasible and tight, or there are more arcs than a useful graph has.
   bool find_arcs() {
-    bool free_is_near = false;
     for (int64_t i = 0; i < n_; ++i) {
       first_arc_[i] = num_arcs_;
       if (!find_arcs_between_rows(i)) return false;
@@ -66,11 +65,11 @@ class Certificate {
       if (slack < -allowance_) return false;
       if (slack <= tolerance_) {
         if (!add_arc(n_)) return false;
-        free_is_near = true;
+        free_is_near_ = true;
       }
     }
     first_arc_[n_] = num_arcs_;
-    for (int64_t i = 0; free_is_near && i < n_; ++i) {
+    for (int64_t i = 0; free_is_near_ && i < n_; ++i) {
       const double price = path_.price_[path_.held_[i]];
       if (price > 0 || (price >= -tolerance_ && !add_arc(i))) return false;
     }
@@ -90,7 +89,9 @@ class Certificate {
       low = lesser(slack, low);
       for (uint32_t near = ~less(tolerance, slack) & kAll; near; near &= near - 1) {
         const int64_t place = k + __builtin_ctz(near);
-        if (place != own && !add_arc(path_.row_of_held_[place])) return false;
+        const int64_t holder = path_.row_of_held_[place];
+        free_is_near_ |= holder == kNone;
+        if (place != own && !add_arc(holder == kNone ? n_ : holder)) return false;
       }
     }
     const double own_slack = (static_cast<double>(costs[own]) - path_.price_[own]) - path_.row_dual_[row];
@@ -140,5 +141,6 @@ class Certificate {
   int64_t* next_arc_;   // [n + 1]
   int64_t* stack_;      // [n + 1]
   int64_t num_arcs_ = 0;
+  bool free_is_near_ = false;
   double tolerance_ = 0, allowance_ = 0;
 };

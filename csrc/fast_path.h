@@ -1,35 +1,48 @@
 // The assignment problem by row minima, bids and shortest augmenting paths (R. Jonker and A. Volgenant, "A shortest
-// augmenting path algorithm for dense and sparse linear assignment problems", Computing 38, 1987), for few rows and
-// many columns: only columns that somebody holds are scanned, from a compact copy; see FreeColumns for the others.
+// augmenting path algorithm for dense and sparse linear assignment problems", Computing 38, 1987). Two forms: where
+// rows are many, all columns are scanned ("wide"); where they are few, only those that somebody holds, from a compact
+// copy, and FreeColumns answers for the others. What is scanned are "places"; a place stands for a column.
 template <typename T>
 class FastPath {
  public:
-  // A square `cost` must be padded: its rows go on with +inf up to padded(cols).
+  static bool is_wide(int64_t rows, int64_t cols) { return 2 * rows > cols; }
+
+  // Where it is wide the rows of `cost` must go on with +inf up to padded(cols).
   FastPath(const Rows<T>& cost, const Assignment& out, Arena& arena)
       : n_(cost.rows),
         num_columns_(cost.cols),
+        wide_(is_wide(cost.rows, cost.cols)),
         square_(cost.rows == cost.cols),
-        pitch_(square_ ? cost.stride : padded(cost.rows)),
-        free_(square_ ? Rows<T>{cost.data, 0, 0, 0} : cost, arena),
-        copy_(square_ ? nullptr : static_cast<T*>(arena.take(n_ * pitch_, sizeof(T)))),
-        costs_(square_ ? cost.data : copy_),
+        pitch_(wide_ ? cost.stride : padded(cost.rows)),
+        free_(wide_ ? Rows<T>{cost.data, 0, 0, 0} : cost, arena),
+        copy_(wide_ ? nullptr : static_cast<T*>(arena.take(n_ * pitch_, sizeof(T)))),
+        costs_(wide_ ? cost.data : copy_),
         row_dual_(out.row_dual) {
-    const int64_t width = padded(n_);
+    const int64_t width = padded(wide_ ? num_columns_ : n_);
     auto* doubles = static_cast<double*>(arena.take(3 * width, sizeof(double)));
     price_ = doubles, distance_ = doubles + width, cheapest_row_ = doubles + 2 * width;
     auto* indices = static_cast<int64_t*>(arena.take(4 * width, sizeof(int64_t)));
     held_ = indices, row_of_held_ = indices + width, column_ = indices + 2 * width, waiting_ = indices + 3 * width;
     tree_ = static_cast<Visit*>(arena.take(n_, sizeof(Visit)));
+    for (int64_t k = 0; k < width; ++k) {
+      price_[k] = 0;
+      held_[k] = row_of_held_[k] = kNone;
+      column_[k] = k;
+    }
   }
 
   Status solve(const Assignment& out) {
-    for (int64_t k = 0; k < padded(n_); ++k) {
-      price_[k] = 0;
-      held_[k] = row_of_held_[k] = kNone;
-    }
-    const bool valid = square_ ? reduce_columns() : take_row_minima();
+    for (int64_t i = 0; i < n_; ++i) row_dual_[i] = 0;
+    const bool valid = wide_ ? survey() : free_.start();
     if (!valid) return Status::kInvalid;
-    if (square_) transfer_reductions();
+    if (square_) {
+      reduce_columns();
+      transfer_reductions();
+    } else if (wide_) {
+      hold_row_minima();
+    } else {
+      claim_row_minima();
+    }
     bid_for_waiting();
     for (int64_t w = 0; w < num_waiting_; ++w) {
       if (!augment(waiting_[w])) return Status::kInfeasible;
@@ -53,7 +66,7 @@ class FastPath {
   };
 
   const T* costs(int64_t row) const { return costs_ + row * pitch_; }
-  double cheapest_free(int64_t row) { return square_ ? kInfinity : free_.cheapest(row); }
+  double cheapest_free(int64_t row) { return wide_ ? kInfinity : free_.cheapest(row); }
 
   void hold(int64_t row, int64_t place) {
     held_[row] = place;
@@ -62,78 +75,95 @@ class FastPath {
 
   // A place among the columns that are held, for the row's cheapest free column.
   int64_t take_cheapest_free(int64_t row) {
-    const int64_t col = free_.find(row), place = num_places_++;
+    const int64_t col = free_.find_cheapest(row), place = num_places_++;
     const double highest = free_.take(col, copy_ + place, pitch_);
     highest_ = highest > highest_ ? highest : highest_;
     column_[place] = col;
     return place;
   }
 
-  // Rows whose cheapest column nobody took before them get it. False where a cost is NaN or -inf.
-  bool take_row_minima() {
+  // Rows whose cheapest column nobody took before them get it.
+  void claim_row_minima() {
     for (int64_t k = 0; k < n_ * pitch_; ++k) copy_[k] = static_cast<T>(kInfinity);
-    if (!free_.start()) return false;
     lowest_ = free_.lowest();
     for (int64_t i = 0; i < n_; ++i) {
-      row_dual_[i] = 0;
-      if (!free_.cheapest_is_taken(i) && free_.cheapest(i) < kInfinity) {
-        row_dual_[i] = free_.cheapest(i);
-        hold(i, take_cheapest_free(i));
-      } else {
+      const int64_t col = free_.claim_cheapest(i);
+      if (col == kNone) {
         waiting_[num_waiting_++] = i;
+      } else {
+        row_dual_[i] = free_.cheapest(i);
+        column_[num_places_] = col;
+        hold(i, num_places_++);
       }
     }
-    return true;
+    highest_ = free_.copy_taken(column_, num_places_, copy_, pitch_);
   }
 
-  // Every column's price is its least cost; the row that offers it gets it, if it has none. False where a cost is
-  // NaN or -inf.
-  bool reduce_columns() {
+  void hold_row_minima() {
+    for (int64_t i = 0; i < n_; ++i) {
+      bool nan = false;
+      const T low = least(costs(i), num_columns_, &nan);
+      const int64_t place = low < kInfinity ? find_first(costs(i), num_columns_, low) : kNone;
+      if (place == kNone || row_of_held_[place] != kNone) {
+        waiting_[num_waiting_++] = i;
+      } else {
+        row_dual_[i] = static_cast<double>(low);
+        hold(i, place);
+      }
+    }
+  }
+
+  // Looks at the whole matrix once. False where a cost is NaN or -inf.
+  bool survey() {
     constexpr int64_t kWidth = Pack<double>::kWidth;
-    for (int64_t k = 0; k < padded(n_); ++k) price_[k] = kInfinity;
     const Pack<double> forbidden = Pack<double>::fill(kInfinity), none = Pack<double>::fill(-kInfinity);
     Pack<double> low = forbidden, high = none;
     uint32_t nans = 0;
     int64_t num_forbidden = 0;
     for (int64_t i = 0; i < n_; ++i) {
-      const Pack<double> row = Pack<double>::fill(static_cast<double>(i));
-      for (int64_t k = 0; k < n_; k += kWidth) {
-        const Pack<double> cost = Pack<double>::load(costs(i) + k), price = Pack<double>::load(price_ + k);
+      for (int64_t k = 0; k < num_columns_; k += kWidth) {
+        const Pack<double> cost = Pack<double>::load(costs(i) + k);
         nans |= any_nan(cost, cost);
-        where_less(cost, price, row, Pack<double>::load(cheapest_row_ + k)).store(cheapest_row_ + k);
-        lesser(cost, price).store(price_ + k);
         low = lesser(cost, low);
         high = greater(where_equal(cost, forbidden, none, cost), high);
         num_forbidden += __builtin_popcount(equal(cost, forbidden));
       }
     }
-    const int64_t padding = (n_ + kWidth - 1) / kWidth * kWidth - n_;
+    const int64_t padding = (num_columns_ + kWidth - 1) / kWidth * kWidth - num_columns_;
+    num_places_ = num_columns_;
     lowest_ = low.lowest();
     highest_ = num_forbidden > n_ * padding ? kInfinity : high.highest();
-    if (nans || lowest_ == -kInfinity) return false;
-    num_places_ = n_;
+    return !nans && lowest_ != -kInfinity;
+  }
+
+  // Every column's price is its least cost; the row that offers it gets it, if it has none.
+  void reduce_columns() {
+    for (int64_t k = 0; k < n_; ++k) price_[k] = kInfinity;
+    for (int64_t i = 0; i < n_; ++i) {
+      const Pack<double> row = Pack<double>::fill(static_cast<double>(i));
+      for (int64_t k = 0; k < n_; k += Pack<double>::kWidth) {
+        const Pack<double> cost = Pack<double>::load(costs(i) + k), price = Pack<double>::load(price_ + k);
+        where_less(cost, price, row, Pack<double>::load(cheapest_row_ + k)).store(cheapest_row_ + k);
+        lesser(cost, price).store(price_ + k);
+      }
+    }
     for (int64_t k = n_ - 1; k >= 0; --k) {
-      column_[k] = k;
       if (price_[k] == kInfinity) {
         price_[k] = 0;
-        continue;
+      } else if (const auto row = static_cast<int64_t>(cheapest_row_[k]); held_[row] == kNone) {
+        hold(row, k);
       }
-      const auto row = static_cast<int64_t>(cheapest_row_[k]);
-      if (held_[row] == kNone) hold(row, k);
     }
-    for (int64_t k = n_; k < padded(n_); ++k) price_[k] = 0;
     for (int64_t i = 0; i < n_; ++i) {
-      row_dual_[i] = 0;
       if (held_[i] == kNone) waiting_[num_waiting_++] = i;
     }
-    return true;
   }
 
   // A row that has a column lowers its price as far as the row still prefers it.
   void transfer_reductions() {
     for (int64_t i = 0; i < n_; ++i) {
       if (held_[i] == kNone) continue;
-      const TwoNearest best = two_nearest(costs(i), price_, n_);
+      const TwoNearest best = two_nearest(costs(i), price_, num_places_);
       const double next = best.place == held_[i] ? best.second : best.first;
       if (next == kInfinity) continue;
       row_dual_[i] = next;
@@ -170,8 +200,12 @@ class FastPath {
     const double next = free < best.second ? free : best.second;
     const int64_t holder = row_of_held_[best.place];
     if (next == kInfinity || (next == best.first && holder != kNone)) return row;
-    row_dual_[row] = next;
-    price_[best.place] = static_cast<double>(costs(row)[best.place]) - next;
+    if (holder == kNone && !square_) {  // columns that are free or newly held have price 0
+      row_dual_[row] = best.first;
+    } else {
+      row_dual_[row] = next;
+      price_[best.place] = static_cast<double>(costs(row)[best.place]) - next;
+    }
     if (holder != kNone) held_[holder] = kNone;
     hold(row, best.place);
     return holder;
@@ -196,7 +230,7 @@ class FastPath {
         reached = nearest_free;
         break;
       }
-      place = find(distance_, nearest);
+      place = find_first(distance_, num_places_, nearest);
       reached = nearest;
       price = price_[place];
       row = row_of_held_[place];
@@ -246,11 +280,11 @@ class FastPath {
   static constexpr int64_t kBids = 4;  // a row, on average
 
   const int64_t n_, num_columns_;
-  const bool square_;
+  const bool wide_, square_;
   const int64_t pitch_;
-  FreeColumns<T> free_;  // not used where the matrix is square
-  T* const copy_;        // [rows, places]: what each row pays for the columns that are held
-  const T* const costs_;  // the same, or the square matrix itself
+  FreeColumns<T> free_;   // not used where wide
+  T* const copy_;         // [rows, places], not used where wide
+  const T* const costs_;  // [rows, places]
   double* const row_dual_;
   double* price_;         // [places] the columns' duals
   double* distance_;      // [places]

@@ -38,7 +38,7 @@ class FreeColumns {
   }
 
   // The first free column with the row's cheapest cost, which is finite.
-  int64_t find(int64_t row) {
+  int64_t find_cheapest(int64_t row) {
     const T value = static_cast<T>(cheapest(row));
     int64_t b = 0;
     while (block_least_[row * num_blocks_ + b] != value) ++b;
@@ -46,7 +46,34 @@ class FreeColumns {
     return begin + find_masked(cost_.data + row * cost_.stride + begin, taken_ + begin, length(b), value);
   }
 
-  bool cheapest_is_taken(int64_t row) const { return least_[row] == kStale; }
+  // The first column with the row's cheapest cost, kNone if that was claimed before. To be claimed first is to take it.
+  int64_t claim_cheapest(int64_t row) {
+    const T value = least_[row];
+    if (value == kForbidden) return kNone;
+    int64_t b = 0;
+    while (block_least_[row * num_blocks_ + b] != value) ++b;
+    const int64_t begin = b * kBlock, col = begin + find_first(cost_.data + row * cost_.stride + begin, length(b), value);
+    if (taken_[col] != 0) return kNone;
+    taken_[col] = kForbidden;
+    return col;
+  }
+
+  // After all claims: copies the costs of the columns that were taken, in order. Returns the greatest.
+  double copy_taken(const int64_t* cols, int64_t count, T* copy, int64_t pitch) {
+    T highest = kStale;
+    for (int64_t i = 0; i < cost_.rows; ++i) {
+      const T* row = cost_.data + i * cost_.stride;
+      T* block = block_least_ + i * num_blocks_;
+      for (int64_t k = 0; k < count; ++k) {
+        const T value = row[cols[k]];
+        T& low = block[cols[k] / kBlock];
+        if (value <= low) low = least_[i] = kStale;
+        copy[i * pitch + k] = value;
+        highest = value > highest ? value : highest;
+      }
+    }
+    return static_cast<double>(highest);
+  }
 
   // From now on somebody holds `col`. Its costs go to column[i * pitch] for each row i; returns the greatest.
   double take(int64_t col, T* column, int64_t pitch) {

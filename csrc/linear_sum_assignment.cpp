@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <limits>
 
 namespace detr_fast {
 
@@ -13,9 +12,9 @@ namespace detr_fast {
 #define DETR_FAST_DECLARE(name)                                       \
   namespace name {                                                    \
   template <typename T>                                               \
-  Status solve_rows(const Rows<T>&, const Assignment&, Arena&);       \
-  extern template Status solve_rows(const Rows<float>&, const Assignment&, Arena&);  \
-  extern template Status solve_rows(const Rows<double>&, const Assignment&, Arena&); \
+  Status solve_rows(const MatrixView<T>&, const Assignment&, Arena&);       \
+  extern template Status solve_rows(const MatrixView<float>&, const Assignment&, Arena&);  \
+  extern template Status solve_rows(const MatrixView<double>&, const Assignment&, Arena&); \
   }
 DETR_FAST_DECLARE(portable)
 #ifdef DETR_FAST_X86
@@ -26,7 +25,7 @@ DETR_FAST_DECLARE(avx512)
 namespace {
 
 template <typename T>
-using SolveRows = Status (*)(const Rows<T>&, const Assignment&, Arena&);
+using SolveRows = Status (*)(const MatrixView<T>&, const Assignment&, Arena&);
 
 struct InstructionSet {
   const char* name;
@@ -86,36 +85,13 @@ Status AssignmentSolver::solve(const MatrixView<T>& cost, bool with_duals) {
   assignment_.column_of_row = static_cast<int64_t*>(arena_.take(matrix.rows, sizeof(int64_t)));
   assignment_.row_dual = static_cast<double*>(arena_.take(matrix.rows, sizeof(double)));
   assignment_.column_dual = with_duals ? static_cast<double*>(arena_.take(matrix.cols, sizeof(double))) : nullptr;
-  // A square matrix is scanned in packs, which its rows must fill.
-  const bool in_place = matrix.col_stride == 1 && matrix.rows < matrix.cols;
-  const Rows<T> rows = in_place ? Rows<T>{matrix.data, matrix.rows, matrix.cols, matrix.row_stride} : gather(matrix);
-  return available()[chosen].solve_rows(T{})(rows, assignment_, arena_);
+  return available()[chosen].solve_rows(T{})(matrix, assignment_, arena_);
 }
 
 void AssignmentSolver::order_partners(int64_t* rows, int64_t* cols) const {
   for (int64_t k = 0; k < size_; ++k) cols[k] = k;
   std::sort(cols, cols + size_, [&](int64_t a, int64_t b) { return partner(a) < partner(b); });
   for (int64_t k = 0; k < size_; ++k) rows[k] = partner(cols[k]);
-}
-
-template <typename T>
-Rows<T> AssignmentSolver::gather(const MatrixView<T>& cost) {
-  constexpr int64_t kPack = 8;
-  const int64_t pitch = (cost.cols + kPack - 1) / kPack * kPack;
-  auto* copy = static_cast<T*>(arena_.take(cost.rows * pitch, sizeof(T)));
-  for (int64_t i = 0; i < cost.rows; ++i) {
-    for (int64_t j = cost.cols; j < pitch; ++j) copy[i * pitch + j] = std::numeric_limits<T>::infinity();
-  }
-  if (cost.col_stride == 1) {
-    for (int64_t i = 0; i < cost.rows; ++i) std::copy_n(cost.data + i * cost.row_stride, cost.cols, copy + i * pitch);
-  } else {
-    for (int64_t j = 0; j < cost.cols; ++j) {
-      for (int64_t i = 0; i < cost.rows; ++i) {
-        copy[i * pitch + j] = cost.data[i * cost.row_stride + j * cost.col_stride];
-      }
-    }
-  }
-  return {copy, cost.rows, cost.cols, pitch};
 }
 
 template Status AssignmentSolver::solve(const MatrixView<float>&, bool);

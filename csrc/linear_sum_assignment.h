@@ -14,7 +14,7 @@ namespace detr_fast {
 class AssignmentSolver {
  public:
   // Columns of least total cost for the rows of `cost`, or rows for its columns where there are fewer of those.
-  // The cost is read where it lies if the shorter side's vectors are contiguous and shorter; otherwise a copy is.
+  // The cost is read where it lies if those vectors are contiguous and the matrix is not square; else a copy is.
   template <typename T>
   Status solve(const MatrixView<T>& cost, bool with_duals = false);
 
@@ -31,9 +31,6 @@ class AssignmentSolver {
   const double* column_dual() const { return by_column_ ? assignment_.row_dual : assignment_.column_dual; }
 
  private:
-  template <typename T>
-  Rows<T> gather(const MatrixView<T>& cost);
-
   Arena arena_;
   Assignment assignment_ = {};
   int64_t size_ = 0;

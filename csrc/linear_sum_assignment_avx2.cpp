@@ -22,6 +22,7 @@ namespace detr_fast::avx2 {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 #include "simd_avx2.h"
+#include "transpose_x86.h"
 // These use Pack.
 #include "scan.h"
 #include "free_columns.h"

@@ -24,6 +24,7 @@ namespace detr_fast::avx512 {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 #include "simd_avx512.h"
+#include "transpose_x86.h"
 // These use Pack.
 #include "scan.h"
 #include "free_columns.h"

@@ -52,13 +52,17 @@ int64_t find_masked(const T* p, const T* mask, int64_t n, T value) {
   return k + __builtin_ctz(equal(rest, wanted));
 }
 
-// The first k with p[k] == value; there is one, and p is in packs.
-inline int64_t find(const double* p, double value) {
-  const Pack<double> wanted = Pack<double>::fill(value);
-  for (int64_t k = 0;; k += Pack<double>::kWidth) {
-    const uint32_t found = equal(Pack<double>::load(p + k), wanted);
+// The first k with p[k] == value; there is one.
+template <typename T>
+int64_t find_first(const T* p, int64_t n, T value) {
+  constexpr int64_t kWidth = Pack<T>::kWidth;
+  const Pack<T> wanted = Pack<T>::fill(value);
+  int64_t k = 0;
+  for (; k + kWidth <= n; k += kWidth) {
+    const uint32_t found = equal(Pack<T>::load(p + k), wanted);
     if (found) return k + __builtin_ctz(found);
   }
+  return k + __builtin_ctz(equal(Pack<T>::load_part(p + k, n - k), wanted));
 }
 
 // distance = costs - prices + offset, or its lesser with the distance that was there. Returns the least. In packs.

@@ -9,8 +9,8 @@ class SciPyOrder {
     const int64_t width = padded(cost.cols);
     auto* doubles = static_cast<double*>(arena.take(3 * width, sizeof(double)));
     price_ = doubles, distance_ = doubles + width, rank_ = doubles + 2 * width;
-    auto* indices = static_cast<int64_t*>(arena.take(2 * cost.cols, sizeof(int64_t)));
-    row_of_column_ = indices, open_ = indices + cost.cols;
+    auto* indices = static_cast<int64_t*>(arena.take(2 * cost.cols + cost.rows, sizeof(int64_t)));
+    row_of_column_ = indices, open_ = indices + cost.cols, closed_ = indices + 2 * cost.cols;
     tree_ = static_cast<Visit*>(arena.take(cost.rows, sizeof(Visit)));
   }
 
@@ -22,6 +22,7 @@ class SciPyOrder {
       out_.row_dual[i] = 0;
       out_.column_of_row[i] = kNone;
     }
+    open_all();
     for (int64_t i = 0; i < cost_.rows; ++i) {
       if (!augment(i)) return Status::kInfeasible;
     }
@@ -49,7 +50,6 @@ class SciPyOrder {
   }
 
   bool augment(int64_t start) {
-    open_all();
     int64_t row = start, visits = 0, col = kNone;
     double reached = 0, price = 0;
     while (true) {
@@ -79,10 +79,12 @@ class SciPyOrder {
       const int64_t taker = tree_[visit].row, given_up = out_.column_of_row[taker];
       row_of_column_[col] = taker;
       out_.column_of_row[taker] = col;
-      if (taker == start) return true;
+      if (taker == start) break;
       col = given_up;
       visit = find_parent(visit, col, tree_[visit].reached, tree_[visit].price);
     }
+    reopen();
+    return true;
   }
 
   void close_tree(int64_t visits) {
@@ -104,9 +106,11 @@ class SciPyOrder {
   // SciPy scans open columns from the last one down, and puts the last in that order where one was taken out. Among
   // the nearest it takes the last that has no row, or else the first: the one of highest rank.
   void open_all() {
-    for (int64_t j = 0; j < cost_.cols; ++j) open_[cost_.cols - 1 - j] = j;
     num_open_ = cost_.cols;
-    for (int64_t j = 0; j < cost_.cols; ++j) rank(j, cost_.cols - 1 - j);
+    for (int64_t j = 0; j < num_open_; ++j) {
+      open_[num_open_ - 1 - j] = j;
+      rank(j, num_open_ - 1 - j);
+    }
   }
 
   void rank(int64_t col, int64_t place) {
@@ -117,8 +121,21 @@ class SciPyOrder {
     const auto ranked = static_cast<int64_t>(rank_of_column);
     const int64_t place = ranked < 0 ? -1 - ranked : ranked, col = open_[place], last = open_[--num_open_];
     open_[place] = last;
+    open_[num_open_] = col;  // for reopen()
     rank(last, place);
+    closed_[cost_.cols - 1 - num_open_] = place;
     return col;
+  }
+
+  // Undoes every close().
+  void reopen() {
+    for (; num_open_ < cost_.cols; ++num_open_) {
+      const int64_t place = closed_[cost_.cols - 1 - num_open_], col = open_[num_open_], last = open_[place];
+      open_[num_open_] = last;
+      open_[place] = col;
+      rank(last, num_open_);
+      rank(col, place);
+    }
   }
 
   double relax_row(int64_t row, double reached, bool first) {
@@ -155,6 +172,7 @@ class SciPyOrder {
   double* rank_;      // [cols] as doubles, so that one kind of vector serves
   int64_t* row_of_column_;
   int64_t* open_;  // columns outside the search tree, in scan order
+  int64_t* closed_;  // places from which columns went into the tree
   int64_t num_open_ = 0;
   Visit* tree_;
 };

@@ -91,3 +91,16 @@ Pack<T> where_less(Pack<T> a, Pack<T> b, Pack<T> yes, Pack<T> no) {
   for (int64_t k = 0; k < a.kWidth; ++k) no.x[k] = a.x[k] < b.x[k] ? yes.x[k] : no.x[k];
   return no;
 }
+
+// Transposes a tile: out[k * pitch + j] = in[j * stride + k] for j < kTile, k < lanes; +inf for rows of `in` from
+// `rows` on.
+constexpr int64_t kTile = 8;
+
+template <typename T>
+void transpose_tile(const T* in, std::ptrdiff_t stride, int64_t rows, int64_t lanes, T* out, std::ptrdiff_t pitch) {
+  for (int64_t j = 0; j < kTile; ++j) {
+    for (int64_t k = 0; k < lanes; ++k) {
+      out[k * pitch + j] = j < rows ? in[j * stride + k] : static_cast<T>(kInfinity);
+    }
+  }
+}
