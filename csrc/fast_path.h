@@ -31,28 +31,31 @@ class FastPath {
     }
   }
 
-  Status solve(const Assignment& out) {
+  // False where it gives up: a cost is NaN or -inf, there is no assignment, or so many ties that it would be in vain.
+  bool solve(const Assignment& out) {
     for (int64_t i = 0; i < n_; ++i) row_dual_[i] = 0;
     const bool valid = wide_ ? survey() : free_.start();
-    if (!valid) return Status::kInvalid;
-    if (square_) {
-      reduce_columns();
-      transfer_reductions();
-    } else if (wide_) {
+    if (!valid) return false;
+    if (wide_) {
       hold_row_minima();
     } else {
       claim_row_minima();
     }
+    if (square_ && num_waiting_ > n_ / 4) {
+      reduce_columns();
+      transfer_reductions();
+    }
     bid_for_waiting();
+    if (num_ties_ > 1 + n_ / 8) return false;
     for (int64_t w = 0; w < num_waiting_; ++w) {
-      if (!augment(waiting_[w])) return Status::kInfeasible;
+      if (!augment(waiting_[w])) return false;
     }
     for (int64_t i = 0; i < n_; ++i) out.column_of_row[i] = column_[held_[i]];
     if (out.column_dual) {
       for (int64_t j = 0; j < num_columns_; ++j) out.column_dual[j] = 0;
       for (int64_t i = 0; i < n_; ++i) out.column_dual[out.column_of_row[i]] = price_[held_[i]];
     }
-    return Status::kSolved;
+    return true;
   }
 
  private:
@@ -136,9 +139,12 @@ class FastPath {
     return !nans && lowest_ != -kInfinity;
   }
 
-  // Every column's price is its least cost; the row that offers it gets it, if it has none.
+  // Starts anew: every column's price is its least cost; the row that offers it gets it, if it has none.
   void reduce_columns() {
-    for (int64_t k = 0; k < n_; ++k) price_[k] = kInfinity;
+    for (int64_t k = 0; k < n_; ++k) {
+      price_[k] = kInfinity;
+      held_[k] = row_of_held_[k] = kNone;
+    }
     for (int64_t i = 0; i < n_; ++i) {
       const Pack<double> row = Pack<double>::fill(static_cast<double>(i));
       for (int64_t k = 0; k < n_; k += Pack<double>::kWidth) {
@@ -154,6 +160,7 @@ class FastPath {
         hold(row, k);
       }
     }
+    num_waiting_ = 0;
     for (int64_t i = 0; i < n_; ++i) {
       if (held_[i] == kNone) waiting_[num_waiting_++] = i;
     }
@@ -198,6 +205,7 @@ class FastPath {
       return kNone;
     }
     const double next = free < best.second ? free : best.second;
+    num_ties_ += next == best.first;
     const int64_t holder = row_of_held_[best.place];
     if (next == kInfinity || (next == best.first && holder != kNone)) return row;
     if (holder == kNone && !square_) {  // columns that are free or newly held have price 0
@@ -277,7 +285,7 @@ class FastPath {
     }
   }
 
-  static constexpr int64_t kBids = 4;  // a row, on average
+  static constexpr int64_t kBids = 1;  // a row, on average
 
   const int64_t n_, num_columns_;
   const bool wide_, square_;
@@ -294,6 +302,6 @@ class FastPath {
   int64_t* column_;       // [places] which column of the matrix it is
   int64_t* waiting_;      // rows without a column
   Visit* tree_;
-  int64_t num_places_ = 0, num_waiting_ = 0;
+  int64_t num_places_ = 0, num_waiting_ = 0, num_ties_ = 0;
   double lowest_ = 0, highest_ = -kInfinity;  // cost of all; of those in costs_
 };

@@ -29,7 +29,7 @@ Status solve_rows(const MatrixView<T>& cost, const Assignment& out, Arena& arena
   const Rows<T> rows = in_place ? Rows<T>{cost.data, cost.rows, cost.cols, cost.row_stride} : copy_rows(cost, arena);
   if (sums_fit(rows)) {
     FastPath<T> path(rows, out, arena);
-    if (path.solve(out) == Status::kSolved && Certificate<T>(path, rows, arena).holds()) return Status::kSolved;
+    if (path.solve(out) && Certificate<T>(path, rows, arena).holds()) return Status::kSolved;
   }
   return SciPyOrder<T>(rows, out, arena).solve();
 }
