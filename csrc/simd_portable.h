@@ -1,14 +1,11 @@
-// A vector as a small array; the compiler makes of it what the machine has (SSE2, NEON).
+// Vectors of 16 bytes as GCC and Clang offer them for any machine: SSE2, NEON.
 template <typename T>
 struct Pack {
   static constexpr int64_t kWidth = 16 / sizeof(T);
-  T x[kWidth];
+  typedef T Vector __attribute__((vector_size(16)));
+  Vector x;
 
-  static Pack fill(T value) {
-    Pack r;
-    for (int64_t k = 0; k < kWidth; ++k) r.x[k] = value;
-    return r;
-  }
+  static Pack fill(T value) { return {Vector{} + value}; }
   static Pack count() {  // 0, 1, 2, ...
     Pack r;
     for (int64_t k = 0; k < kWidth; ++k) r.x[k] = static_cast<T>(k);
@@ -22,8 +19,8 @@ struct Pack {
   }
   template <typename S>
   static Pack load_part(const S* p, int64_t n) {  // the first n, then +inf
-    Pack r;
-    for (int64_t k = 0; k < kWidth; ++k) r.x[k] = k < n ? static_cast<T>(p[k]) : static_cast<T>(kInfinity);
+    Pack r = fill(static_cast<T>(kInfinity));
+    for (int64_t k = 0; k < kWidth && k < n; ++k) r.x[k] = static_cast<T>(p[k]);
     return r;
   }
   void store(T* p) const {
@@ -41,55 +38,50 @@ struct Pack {
   }
 };
 
+// A comparison gives one bit a lane.
+template <typename Mask>
+uint32_t lane_bits(Mask mask) {
+  uint32_t bits = 0;
+  for (size_t k = 0; k < sizeof(mask) / sizeof(mask[0]); ++k) bits |= static_cast<uint32_t>(mask[k] & 1) << k;
+  return bits;
+}
+
 template <typename T>
 Pack<T> operator+(Pack<T> a, Pack<T> b) {
-  for (int64_t k = 0; k < a.kWidth; ++k) a.x[k] += b.x[k];
-  return a;
+  return {a.x + b.x};
 }
 template <typename T>
 Pack<T> operator-(Pack<T> a, Pack<T> b) {
-  for (int64_t k = 0; k < a.kWidth; ++k) a.x[k] -= b.x[k];
-  return a;
+  return {a.x - b.x};
 }
 // Where one is NaN: the second.
 template <typename T>
 Pack<T> lesser(Pack<T> a, Pack<T> b) {
-  for (int64_t k = 0; k < a.kWidth; ++k) a.x[k] = a.x[k] < b.x[k] ? a.x[k] : b.x[k];
-  return a;
+  return {a.x < b.x ? a.x : b.x};
 }
 template <typename T>
 Pack<T> greater(Pack<T> a, Pack<T> b) {
-  for (int64_t k = 0; k < a.kWidth; ++k) a.x[k] = a.x[k] > b.x[k] ? a.x[k] : b.x[k];
-  return a;
+  return {a.x > b.x ? a.x : b.x};
 }
-// One bit a lane.
 template <typename T>
 uint32_t equal(Pack<T> a, Pack<T> b) {
-  uint32_t bits = 0;
-  for (int64_t k = 0; k < a.kWidth; ++k) bits |= static_cast<uint32_t>(a.x[k] == b.x[k]) << k;
-  return bits;
+  return lane_bits(a.x == b.x);
 }
 template <typename T>
 uint32_t less(Pack<T> a, Pack<T> b) {
-  uint32_t bits = 0;
-  for (int64_t k = 0; k < a.kWidth; ++k) bits |= static_cast<uint32_t>(a.x[k] < b.x[k]) << k;
-  return bits;
+  return lane_bits(a.x < b.x);
 }
 template <typename T>
 uint32_t any_nan(Pack<T> a, Pack<T> b) {
-  uint32_t bits = 0;
-  for (int64_t k = 0; k < a.kWidth; ++k) bits |= static_cast<uint32_t>(a.x[k] != a.x[k] || b.x[k] != b.x[k]) << k;
-  return bits;
+  return lane_bits((a.x != a.x) | (b.x != b.x));
 }
 template <typename T>
 Pack<T> where_equal(Pack<T> a, Pack<T> b, Pack<T> yes, Pack<T> no) {
-  for (int64_t k = 0; k < a.kWidth; ++k) no.x[k] = a.x[k] == b.x[k] ? yes.x[k] : no.x[k];
-  return no;
+  return {a.x == b.x ? yes.x : no.x};
 }
 template <typename T>
 Pack<T> where_less(Pack<T> a, Pack<T> b, Pack<T> yes, Pack<T> no) {
-  for (int64_t k = 0; k < a.kWidth; ++k) no.x[k] = a.x[k] < b.x[k] ? yes.x[k] : no.x[k];
-  return no;
+  return {a.x < b.x ? yes.x : no.x};
 }
 
 // Transposes a tile: out[k * pitch + j] = in[j * stride + k] for j < kTile, k < lanes; +inf for rows of `in` from
