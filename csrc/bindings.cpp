@@ -91,7 +91,7 @@ void define_for(py::module_& m) {
 }  // namespace
 }  // namespace detr_fast
 
-PYBIND11_MODULE(_C, m, py::mod_gil_not_used(), py::multiple_interpreters::per_interpreter_gil()) {
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used(), py::multiple_interpreters::shared_gil()) {
   m.doc() = "C++ backends of detr_fast; called through detr_fast.ops.";
   detr_fast::define_for<float>(m);
   detr_fast::define_for<double>(m);
