@@ -39,7 +39,9 @@ def _levels(rng: np.random.Generator, targets: int, queries: int) -> np.ndarray:
 
 
 def _forbidden(rng: np.random.Generator, targets: int, queries: int) -> np.ndarray:
-    cost = np.where(rng.random((targets, queries)) < rng.choice([0.1, 0.5, 0.9]), np.inf, rng.random((targets, queries)))
+    cost = np.where(
+        rng.random((targets, queries)) < rng.choice([0.1, 0.5, 0.9]), np.inf, rng.random((targets, queries))
+    )
     pairs = np.arange(min(targets, queries))
     cost[rng.permutation(targets)[: len(pairs)], rng.permutation(queries)[: len(pairs)]] = rng.random(len(pairs))
     return cost
