@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "crew.h"
-#include "linear_sum_assignment.h"
 
 namespace detr_fast {
 
@@ -17,12 +16,8 @@ void AssignmentBatch<T>::solve(int num_threads) {
   }
   const int64_t count = layers * groups * images();
   std::vector<Status> statuses(count, Status::kSolved);
-  const auto make_work = [&] {
-    return [&, solver = AssignmentSolver()](int64_t number) mutable {
-      statuses[number] = solve(solver, problem(number, first_target));
-    };
-  };
-  Crew<decltype(make_work)>(count, num_threads, make_work).run();
+  const auto work = [&](int64_t number) { statuses[number] = solve(thread_solver(), problem(number, first_target)); };
+  Crew<decltype(work)>(count, num_threads, work).run();
 
   for (int64_t number = 0; number < count; ++number) {
     if (statuses[number] == Status::kSolved) continue;
@@ -41,8 +36,7 @@ typename AssignmentBatch<T>::Problem AssignmentBatch<T>::problem(int64_t number,
 }
 
 template <typename T>
-template <typename Solver>
-Status AssignmentBatch<T>::solve(Solver& solver, const Problem& problem) const {
+Status AssignmentBatch<T>::solve(AssignmentSolver& solver, const Problem& problem) const {
   const int64_t first_query = problem.group * queries, size = problem.cost.cols;
   const int64_t place = (problem.layer * groups + problem.group) * targets + problem.first_target;
   std::fill_n(query + place, size, kNone);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "linear_sum_assignment.h"
 #include "rows.h"
 
 namespace detr_fast {
@@ -41,8 +42,7 @@ struct AssignmentBatch {
   };
 
   Problem problem(int64_t number, const std::vector<int64_t>& first_target) const;
-  template <typename Solver>
-  Status solve(Solver& solver, const Problem& problem) const;
+  Status solve(AssignmentSolver& solver, const Problem& problem) const;
   static int64_t find_culprit(const MatrixView<T>& cost, Status status);
 };
 

@@ -24,7 +24,7 @@ std::ptrdiff_t stride(const py::array_t<T>& array, py::ssize_t axis) {
 // cost [N,M] -> (row indices, column indices), rows ascending.
 template <typename T>
 py::tuple solve(const py::array_t<T>& cost) {
-  thread_local AssignmentSolver solver;
+  AssignmentSolver& solver = thread_solver();
   const MatrixView<T> matrix = {cost.data(), cost.shape(0), cost.shape(1), stride(cost, 0), stride(cost, 1)};
   Status status;
   {

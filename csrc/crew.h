@@ -12,14 +12,13 @@
 
 namespace detr_fast {
 
-// Calls work(task) for each task below `count`, from up to `num_threads` threads. `make_work` makes a thread's own
-// `work`. Helpers come only once the time that the first tasks took promises that they pay, and are gone on return:
+// Calls work(task) for each task below `count`, from up to `num_threads` threads. Helpers come only once the time that the first tasks took promises that they pay, and are gone on return:
 // nothing is left that a fork could break.
-template <typename MakeWork>
+template <typename Work>
 class Crew {
  public:
-  Crew(int64_t count, int num_threads, MakeWork make_work)
-      : count_(count), num_threads_(num_threads), make_work_(make_work) {}
+  Crew(int64_t count, int num_threads, const Work& work)
+      : count_(count), num_threads_(num_threads), work_(work) {}
 
   void run() {
     lead();
@@ -59,10 +58,9 @@ class Crew {
   template <typename Pause>
   void work_until_done(Pause pause) {
     try {
-      auto work = make_work_();
       for (int64_t begin; (begin = next_.fetch_add(kAtOnce, std::memory_order_relaxed)) < count_; pause()) {
         const int64_t end = begin + kAtOnce < count_ ? begin + kAtOnce : count_;
-        for (int64_t task = begin; task < end; ++task) work(task);
+        for (int64_t task = begin; task < end; ++task) work_(task);
       }
     } catch (...) {
       const std::lock_guard<std::mutex> lock(error_mutex_);
@@ -72,7 +70,7 @@ class Crew {
 
   const int64_t count_;
   const int num_threads_;
-  MakeWork make_work_;
+  const Work& work_;
   std::atomic<int64_t> next_{0};
   std::vector<std::thread> helpers_;
   std::mutex error_mutex_;

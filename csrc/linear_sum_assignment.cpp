@@ -58,6 +58,11 @@ std::atomic<size_t> chosen{0};
 
 }  // namespace
 
+AssignmentSolver& thread_solver() {
+  thread_local AssignmentSolver solver;
+  return solver;
+}
+
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   for (const InstructionSet& set : available()) names.emplace_back(set.name);

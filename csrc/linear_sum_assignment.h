@@ -37,6 +37,9 @@ class AssignmentSolver {
   bool by_column_ = false;
 };
 
+// One for each thread: memory that is kept need not be had from the system, page by page, at every call.
+AssignmentSolver& thread_solver();
+
 // The instruction sets this machine has, widest first, as "avx512", "avx2", "portable".
 std::vector<std::string> instruction_sets();
 

@@ -106,7 +106,7 @@ void check_duals(const Problem<T>& p, const AssignmentSolver& solver) {
 
 template <typename T>
 void check_one(Bytes& bytes) {
-  static thread_local AssignmentSolver solver;
+  AssignmentSolver& solver = thread_solver();
   const Problem<T> p = make_problem<T>(bytes);
   std::vector<int64_t> expected;
   const Status status = solve_plainly(p.plain, p.rows, p.cols, &expected);

@@ -130,21 +130,18 @@ def matched_pairs(index: Tensor, targets_or_sizes: Targets | Sequence[int]) -> l
         For each layer and image the matched queries, ascending, and the target of each, counted within the
         image; with groups, those of all groups.
     """
-    sizes = as_sizes(targets_or_sizes)
-    layers, num_images, num_targets = index.shape[0], len(sizes), index.shape[-1]
-    size = torch.tensor(sizes)
-    image = torch.arange(num_images).repeat_interleave(size)  # [T]
-    own_target = torch.arange(num_targets) - (size.cumsum(0) - size)[image]
-    problem = image + num_images * torch.arange(layers).view(-1, *[1] * (index.dim() - 1))  # [L,(1,)T]
-    problem, target = (x.expand_as(index).reshape(-1) for x in (problem, own_target))
-    query = index.reshape(-1)
-    if bool((query < 0).any()):
-        matched = (query >= 0).nonzero().flatten()
-        query, target, problem = query[matched], target[matched], problem[matched]
-    width = int(query.max()) + 1 if len(query) else 1
-    order = (problem * width + query).argsort()
-    counts = problem.bincount(minlength=layers * num_images).tolist()
-    pairs = list(zip(query[order].split(counts), target[order].split(counts), strict=True))
+    sizes = np.array(as_sizes(targets_or_sizes), dtype=np.int64)
+    query = index.numpy()
+    layers, num_images, num_targets = len(query), len(sizes), query.shape[-1]
+    image = np.arange(num_images).repeat(sizes)  # [T]
+    target = np.arange(num_targets) - (sizes.cumsum() - sizes)[image]
+    problem = image + num_images * np.arange(layers).reshape(-1, *[1] * (query.ndim - 1))  # [L,(1,)T]
+    problem, target = (np.broadcast_to(x, query.shape).ravel() for x in (problem, target))
+    query = query.ravel()
+    order = (problem * (query.max(initial=0) + 1) + query).argsort()
+    order = order[query[order] >= 0]
+    counts = np.bincount(problem[order], minlength=layers * num_images).tolist()
+    pairs = list(zip(*(torch.from_numpy(x[order]).split(counts) for x in (query, target)), strict=True))
     return [pairs[layer * num_images : (layer + 1) * num_images] for layer in range(layers)]
 
 

@@ -139,6 +139,7 @@ else:
 """
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="pybind11 supports subinterpreters from Python 3.12 on")
 def test_a_subinterpreter():
     """The extension alone, as torch does not load there, and first, as NumPy loads once a process."""
     code = f"""
