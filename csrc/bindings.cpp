@@ -23,9 +23,11 @@ std::ptrdiff_t stride(const py::array_t<T>& array, py::ssize_t axis) {
 
 // cost [N,M] -> (row indices, column indices), rows ascending.
 template <typename T>
-py::tuple solve(const py::array_t<T>& cost) {
+py::tuple solve_matrix(const py::array& cost) {
+  constexpr auto kSize = static_cast<py::ssize_t>(sizeof(T));
+  const MatrixView<T> matrix = {static_cast<const T*>(cost.data()), cost.shape(0), cost.shape(1),
+                                cost.strides(0) / kSize, cost.strides(1) / kSize};
   AssignmentSolver& solver = thread_solver();
-  const MatrixView<T> matrix = {cost.data(), cost.shape(0), cost.shape(1), stride(cost, 0), stride(cost, 1)};
   Status status;
   {
     py::gil_scoped_release unlocked;
@@ -46,6 +48,19 @@ py::tuple solve(const py::array_t<T>& cost) {
     }
   }
   return py::make_tuple(std::move(rows), std::move(cols));
+}
+
+// The answer; None if `cost` is not an aligned two-dimensional array of native float32 or float64.
+py::object solve(py::handle cost) {
+  if (!py::isinstance<py::array>(cost)) return py::none();
+  const auto array = py::reinterpret_borrow<py::array>(cost);
+  const bool aligned = array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  const py::dtype type = array.dtype();
+  const char order = type.byteorder();
+  if (array.ndim() != 2 || !aligned || (order != '=' && order != '|')) return py::none();
+  if (type.num() == py::detail::npy_api::NPY_FLOAT_) return solve_matrix<float>(array);
+  if (type.num() == py::detail::npy_api::NPY_DOUBLE_) return solve_matrix<double>(array);
+  return py::none();
 }
 
 // cost [L,T,Q], sizes [B] that sum to T -> queries [L,G,T], target duals [L,G,T] and query duals [L,B,Q] or None,
@@ -83,7 +98,6 @@ py::tuple solve_batch(const py::array_t<T>& cost, std::vector<int64_t> sizes, in
 
 template <typename T>
 void define_for(py::module_& m) {
-  m.def("solve", &solve<T>, py::arg("cost").noconvert());
   m.def("solve_batch", &solve_batch<T>, py::arg("cost").noconvert(), py::arg("sizes"), py::arg("groups"),
         py::arg("num_threads"), py::arg("with_duals"));
 }
@@ -95,6 +109,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used(), py::multiple_interpreters::shared
   m.doc() = "C++ backends of detr_fast; called through detr_fast.ops.";
   detr_fast::define_for<float>(m);
   detr_fast::define_for<double>(m);
+  m.def("solve", &detr_fast::solve);
   m.def("instruction_sets", &detr_fast::instruction_sets);
   m.def("use_instruction_set", &detr_fast::use_instruction_set);
 }

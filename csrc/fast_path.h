@@ -46,7 +46,7 @@ class FastPath {
       transfer_reductions();
     }
     bid_for_waiting();
-    if (num_ties_ > 1 + n_ / 8) return false;
+    if (too_many_ties()) return false;
     for (int64_t w = 0; w < num_waiting_; ++w) {
       if (!augment(waiting_[w])) return false;
     }
@@ -85,205 +85,30 @@ class FastPath {
     return place;
   }
 
+  // In fast_path_start.h
   // Rows whose cheapest column nobody took before them get it.
-  void claim_row_minima() {
-    for (int64_t k = 0; k < n_ * pitch_; ++k) copy_[k] = static_cast<T>(kInfinity);
-    lowest_ = free_.lowest();
-    for (int64_t i = 0; i < n_; ++i) {
-      const int64_t col = free_.claim_cheapest(i);
-      if (col == kNone) {
-        waiting_[num_waiting_++] = i;
-      } else {
-        row_dual_[i] = free_.cheapest(i);
-        column_[num_places_] = col;
-        hold(i, num_places_++);
-      }
-    }
-    highest_ = free_.copy_taken(column_, num_places_, copy_, pitch_);
-  }
-
-  void hold_row_minima() {
-    for (int64_t i = 0; i < n_; ++i) {
-      bool nan = false;
-      const T low = least(costs(i), num_columns_, &nan);
-      const int64_t place = low < kInfinity ? find_first(costs(i), num_columns_, low) : kNone;
-      if (place == kNone || row_of_held_[place] != kNone) {
-        waiting_[num_waiting_++] = i;
-      } else {
-        row_dual_[i] = static_cast<double>(low);
-        hold(i, place);
-      }
-    }
-  }
-
+  void claim_row_minima();
+  void hold_row_minima();
   // Looks at the whole matrix once. False where a cost is NaN or -inf.
-  bool survey() {
-    constexpr int64_t kWidth = Pack<double>::kWidth;
-    const Pack<double> forbidden = Pack<double>::fill(kInfinity), none = Pack<double>::fill(-kInfinity);
-    Pack<double> low = forbidden, high = none;
-    uint32_t nans = 0;
-    int64_t num_forbidden = 0;
-    for (int64_t i = 0; i < n_; ++i) {
-      for (int64_t k = 0; k < num_columns_; k += kWidth) {
-        const Pack<double> cost = Pack<double>::load(costs(i) + k);
-        nans |= any_nan(cost, cost);
-        low = lesser(cost, low);
-        high = greater(where_equal(cost, forbidden, none, cost), high);
-        num_forbidden += __builtin_popcount(equal(cost, forbidden));
-      }
-    }
-    const int64_t padding = (num_columns_ + kWidth - 1) / kWidth * kWidth - num_columns_;
-    num_places_ = num_columns_;
-    lowest_ = low.lowest();
-    highest_ = num_forbidden > n_ * padding ? kInfinity : high.highest();
-    return !nans && lowest_ != -kInfinity;
-  }
-
+  bool survey();
   // Starts anew: every column's price is its least cost; the row that offers it gets it, if it has none.
-  void reduce_columns() {
-    for (int64_t k = 0; k < n_; ++k) {
-      price_[k] = kInfinity;
-      held_[k] = row_of_held_[k] = kNone;
-    }
-    for (int64_t i = 0; i < n_; ++i) {
-      const Pack<double> row = Pack<double>::fill(static_cast<double>(i));
-      for (int64_t k = 0; k < n_; k += Pack<double>::kWidth) {
-        const Pack<double> cost = Pack<double>::load(costs(i) + k), price = Pack<double>::load(price_ + k);
-        where_less(cost, price, row, Pack<double>::load(cheapest_row_ + k)).store(cheapest_row_ + k);
-        lesser(cost, price).store(price_ + k);
-      }
-    }
-    for (int64_t k = n_ - 1; k >= 0; --k) {
-      if (price_[k] == kInfinity) {
-        price_[k] = 0;
-      } else if (const auto row = static_cast<int64_t>(cheapest_row_[k]); held_[row] == kNone) {
-        hold(row, k);
-      }
-    }
-    num_waiting_ = 0;
-    for (int64_t i = 0; i < n_; ++i) {
-      if (held_[i] == kNone) waiting_[num_waiting_++] = i;
-    }
-  }
-
+  void reduce_columns();
   // A row that has a column lowers its price as far as the row still prefers it.
-  void transfer_reductions() {
-    for (int64_t i = 0; i < n_; ++i) {
-      if (held_[i] == kNone) continue;
-      const TwoNearest best = two_nearest(costs(i), price_, num_places_);
-      const double next = best.place == held_[i] ? best.second : best.first;
-      if (next == kInfinity) continue;
-      row_dual_[i] = next;
-      price_[held_[i]] = static_cast<double>(costs(i)[held_[i]]) - next;
-    }
-  }
+  void transfer_reductions();
 
-  void bid_for_waiting() {
-    int64_t bids = kBids * n_, still_waiting = 0;
-    for (int64_t w = 0; w < num_waiting_; ++w) {
-      int64_t row = waiting_[w];
-      while (row != kNone && bids > 0) {
-        --bids;
-        const int64_t outbid = bid(row);
-        if (outbid == row) break;
-        row = outbid;
-      }
-      if (row != kNone) waiting_[still_waiting++] = row;
-    }
-    num_waiting_ = still_waiting;
-  }
-
+  // In fast_path_search.h
+  void bid_for_waiting();
   // Gives the row its nearest column, at the price at which its next best is as good. Returns the row that held the
   // column; the row itself where the price would not change; kNone where nobody is left over.
-  int64_t bid(int64_t row) {
-    const double free = cheapest_free(row);
-    const TwoNearest best = two_nearest(costs(row), price_, num_places_);
-    if (free <= best.first) {
-      if (free == kInfinity) return row;
-      row_dual_[row] = free;
-      hold(row, take_cheapest_free(row));
-      return kNone;
-    }
-    const double next = free < best.second ? free : best.second;
-    num_ties_ += next == best.first;
-    const int64_t holder = row_of_held_[best.place];
-    if (next == kInfinity || (next == best.first && holder != kNone)) return row;
-    if (holder == kNone && !square_) {  // columns that are free or newly held have price 0
-      row_dual_[row] = best.first;
-    } else {
-      row_dual_[row] = next;
-      price_[best.place] = static_cast<double>(costs(row)[best.place]) - next;
-    }
-    if (holder != kNone) held_[holder] = kNone;
-    hold(row, best.place);
-    return holder;
-  }
-
+  int64_t bid(int64_t row);
   // Shortest path from a row without a column to a column without a row. False where there is none.
-  bool augment(int64_t start) {
-    row_dual_[start] = 0;
-    int64_t row = start, visits = 0, place = kNone, free_visit = kNone;
-    double reached = 0, price = 0, nearest_free = kInfinity;
-    while (row != kNone) {
-      const double offset = reached - row_dual_[row], free = cheapest_free(row) + offset;
-      tree_[visits] = {row, reached, offset, price};
-      if (free < nearest_free) {
-        nearest_free = free;
-        free_visit = visits;
-      }
-      const double nearest = visits++ ? relax<false>(costs(row), price_, offset, distance_, num_places_)
-                                      : relax<true>(costs(row), price_, offset, distance_, num_places_);
-      if (!(nearest < nearest_free)) {
-        place = kNone;
-        reached = nearest_free;
-        break;
-      }
-      place = find_first(distance_, num_places_, nearest);
-      reached = nearest;
-      price = price_[place];
-      row = row_of_held_[place];
-      if (row != kNone) {  // no path shall lead there any more
-        distance_[place] = kInfinity;
-        price_[place] = -kInfinity;
-      }
-    }
-    update_duals(visits, reached);
-    if (reached == kInfinity) return false;
-
-    int64_t visit = free_visit;
-    if (place == kNone) {
-      place = take_cheapest_free(tree_[visit].row);
-    } else {
-      visit = find_parent(visits, place, reached, price);
-    }
-    while (true) {  // hands the columns along the path on, from its end
-      const int64_t holder = tree_[visit].row, given_up = held_[holder];
-      hold(holder, place);
-      if (holder == start) return true;
-      place = given_up;
-      visit = find_parent(visit, place, tree_[visit].reached, tree_[visit].price);
-    }
-  }
-
+  bool augment(int64_t start);
   // The visit, before that with number `end`, from which a place was reached at a distance. Offers were computed by
   // the same operations, so that one is equal.
-  int64_t find_parent(int64_t end, int64_t place, double distance, double price) const {
-    int64_t visit = 0;
-    while (visit + 1 < end &&
-           (static_cast<double>(costs(tree_[visit].row)[place]) - price) + tree_[visit].offset != distance) {
-      ++visit;
-    }
-    return visit;
-  }
+  int64_t find_parent(int64_t end, int64_t place, double distance, double price) const;
+  void update_duals(int64_t visits, double length);
 
-  void update_duals(int64_t visits, double length) {
-    for (int64_t v = 0; v < visits; ++v) {
-      const Visit& visit = tree_[v];
-      const double growth = length == kInfinity ? 0 : length - visit.reached;
-      row_dual_[visit.row] += growth;
-      if (v > 0) price_[held_[visit.row]] = visit.price - growth;
-    }
-  }
+  bool too_many_ties() const { return num_ties_ > 1 + n_ / 8; }
 
   static constexpr int64_t kBids = 1;  // a row, on average
 

@@ -14,6 +14,8 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 #include "scan.h"
 #include "free_columns.h"
 #include "fast_path.h"
+#include "fast_path_start.h"
+#include "fast_path_search.h"
 #include "certificate.h"
 #include "scipy_order.h"
 #include "solve_rows.h"

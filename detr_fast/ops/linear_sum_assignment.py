@@ -198,20 +198,19 @@ def _as_floats(cost: Any) -> np.ndarray:
     return array
 
 
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-
-
 def linear_sum_assignment_cpp(cost: Any, maximize: bool) -> tuple[np.ndarray, np.ndarray]:
-    quick = type(cost) is np.ndarray and cost.dtype in FLOATS and cost.ndim == 2 and cost.flags.aligned
-    array = cost if quick else _as_floats(cost)
-    return _extension().solve(-array if maximize else array)
+    answer = None if maximize else _extension().solve(cost)  # which takes arrays of floats only
+    if answer is None:
+        array = _as_floats(cost)
+        answer = _extension().solve(-array if maximize else array)
+    return answer
 
 
 def batch_linear_sum_assignment_cpp(
     cost: Tensor, sizes: list[int], groups: int, num_threads: int, return_duals: bool
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, list[str]]:
     array = _to_numpy(cost)
-    if array.dtype not in FLOATS:
+    if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
     index, u, v, failures = _extension().solve_batch(array, sizes, groups, num_threads, return_duals)
     return index, u, v, [_describe_failure(*failure) for failure in failures]
