@@ -17,14 +17,14 @@ setup(
         "detr_fast.training",
     ],
     package_dir={"detr_fast": "detr_fast", "detr_fast.kernels": "kernels"},
-    package_data={"detr_fast": ["py.typed", "*.pyi"], "detr_fast.configs": ["*.yaml"]},
+    package_data={"detr_fast": ["py.typed"], "detr_fast.configs": ["*.yaml"]},
     ext_modules=[
         Pybind11Extension(
             "detr_fast._C",
             sorted(str(path) for path in Path("csrc").glob("*.cpp")),
             depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
             cxx_std=17,
-            extra_compile_args=["-O3"],
+            extra_compile_args=["-O3", "-ffp-contract=off"],
         )
     ],
     cmdclass={"build_ext": build_ext},

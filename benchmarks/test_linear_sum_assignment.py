@@ -1,19 +1,34 @@
+"""Every solver on every set, under pytest-benchmark: ``python -m pytest benchmarks``.
+
+For ratios, measured in turns and written to a table, see ``python -m benchmarks.linear_sum_assignment``.
+"""
+
 from __future__ import annotations
+
+from functools import cache
 
 import pytest
 import torch
 
-from benchmarks.conftest import backends, coco_like_targets, synchronized
-from detr_fast import ops
+from benchmarks.assignment_costs import training_step
+from benchmarks.assignment_peers import OURS, PEERS, Problems, scipy_loop
+
+SETS = {100: (6, 16), 300: (4, 16), 900: (7, 8)}  # queries: layers, images
 
 
-@pytest.mark.parametrize(("num_images", "num_queries"), [(16, 100), (16, 300)])
-@pytest.mark.parametrize(("device", "backend"), backends("linear_sum_assignment"))
-def test_step_of_training(benchmark, device, backend, num_images, num_queries):
-    benchmark.group = f"batch_linear_sum_assignment, {device}, 6 layers, {num_images} images, {num_queries} queries"
-    targets = coco_like_targets(num_images)
-    cost = torch.rand(6, targets.num_targets, num_queries)
-    exact = ops.batch_linear_sum_assignment(cost, targets, backend="scipy")
-    cost = cost.to(device)
-    assert torch.equal(ops.batch_linear_sum_assignment(cost, targets, backend=backend).cpu(), exact)
-    benchmark(synchronized(lambda: ops.batch_linear_sum_assignment(cost, targets, backend=backend), device))
+@cache
+def _problems(family: str, queries: int) -> Problems:
+    torch.set_num_threads(1)
+    return Problems.of(*training_step(family, *SETS[queries], queries))
+
+
+@pytest.mark.parametrize("family", ["untrained", "trained"])
+@pytest.mark.parametrize("queries", SETS)
+@pytest.mark.parametrize("solver", [*OURS, *PEERS])
+def test_training_step(family, queries, solver, benchmark):
+    problems = _problems(family, queries)
+    prepared, reference = {**OURS, **PEERS}[solver](problems), scipy_loop(problems)
+    assert prepared.total(prepared.solve()) == pytest.approx(reference.total(reference.solve()), rel=1e-6)
+    benchmark.group = f"{family}, {queries} queries"
+    benchmark.extra_info["problems"] = len(problems.matrices)
+    benchmark(prepared.solve)

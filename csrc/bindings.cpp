@@ -1,11 +1,12 @@
 // Python's view of the C++ backends: NumPy arrays in, NumPy arrays out, nothing of libtorch.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
-#include <algorithm>
 #include <string>
 #include <vector>
 
+#include "assignment_batch.h"
 #include "linear_sum_assignment.h"
 
 namespace py = pybind11;
@@ -16,122 +17,99 @@ namespace {
 using Index = py::array_t<int64_t, py::array::c_style>;
 
 template <typename T>
-MatrixView<T> view(const py::array_t<T>& array, py::ssize_t row_axis) {
-  const auto stride = [&](py::ssize_t axis) { return array.strides(axis) / static_cast<py::ssize_t>(sizeof(T)); };
-  return {array.data(), array.shape(row_axis), array.shape(row_axis + 1), stride(row_axis), stride(row_axis + 1)};
+std::ptrdiff_t stride(const py::array_t<T>& array, py::ssize_t axis) {
+  return array.strides(axis) / static_cast<py::ssize_t>(sizeof(T));
 }
 
 // cost [N,M] -> (row indices, column indices), rows ascending.
 template <typename T>
-py::tuple solve(const py::array_t<T>& cost) {
-  const MatrixView<T> matrix = view(cost, 0);
-  const bool tall = matrix.cols < matrix.rows;
-  AssignmentSolver solver;
+py::tuple solve_matrix(const py::array& cost) {
+  constexpr auto kSize = static_cast<py::ssize_t>(sizeof(T));
+  const MatrixView<T> matrix = {static_cast<const T*>(cost.data()), cost.shape(0), cost.shape(1),
+                                cost.strides(0) / kSize, cost.strides(1) / kSize};
+  AssignmentSolver& solver = thread_solver();
   Status status;
   {
     py::gil_scoped_release unlocked;
-    status = solver.solve(tall ? matrix.transposed() : matrix);
+    status = solver.solve(matrix);
   }
   if (status == Status::kInvalid) throw py::value_error("matrix contains invalid numeric entries");
   if (status == Status::kInfeasible) throw py::value_error("cost matrix is infeasible");
 
-  const std::vector<int64_t>& match = solver.column_of_row();
-  const auto count = static_cast<py::ssize_t>(match.size());
-  std::vector<int64_t> order(match.size());
-  for (size_t k = 0; k < order.size(); ++k) order[k] = static_cast<int64_t>(k);
-  if (tall) std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return match[a] < match[b]; });
-  Index rows(count), cols(count);
-  for (py::ssize_t k = 0; k < count; ++k) {
-    rows.mutable_at(k) = tall ? match[order[k]] : k;
-    cols.mutable_at(k) = tall ? order[k] : match[k];
-  }
-  return py::make_tuple(rows, cols);
-}
-
-struct Failure {
-  Status status = Status::kSolved;
-  int64_t layer = 0, image = 0, target = -1;
-
-  std::string message() const {
-    std::string where = "layer " + std::to_string(layer) + ", image " + std::to_string(image);
-    if (status == Status::kInfeasible) {
-      return where + ": the cost matrix is infeasible, too many pairs are forbidden by +inf";
-    }
-    if (target >= 0) where += ", target " + std::to_string(target);
-    return where + ": the matching cost holds NaN or -inf; were the model's logits and boxes finite?";
-  }
-};
-
-// One image's queries of one group, for all its targets: a [targets, queries] block of the cost.
-// Writes the query of each target, counted over all groups; targets without one keep their -1.
-template <typename T>
-Status solve_block(AssignmentSolver& solver, const MatrixView<T>& block, int64_t first_query, int64_t* query,
-                   int64_t* invalid_target) {
-  // SciPy solves for the smaller side, and for the queries where the sides are equal.
-  const bool by_target = block.rows < block.cols;
-  const Status status = solver.solve(by_target ? block : block.transposed());
-  if (status == Status::kInvalid && by_target) *invalid_target = solver.invalid_row();
-  if (status != Status::kSolved) return status;
-  const std::vector<int64_t>& match = solver.column_of_row();
-  for (size_t k = 0; k < match.size(); ++k) {
-    const auto row = static_cast<int64_t>(k);
-    if (by_target) {
-      query[row] = first_query + match[k];
-    } else {
-      query[match[k]] = first_query + row;
+  Index rows(solver.size()), cols(solver.size());
+  int64_t* row = rows.mutable_data();
+  int64_t* col = cols.mutable_data();
+  if (solver.by_column()) {
+    solver.order_partners(row, col);
+  } else {
+    for (int64_t k = 0; k < solver.size(); ++k) {
+      row[k] = k;
+      col[k] = solver.partner(k);
     }
   }
-  return status;
+  return py::make_tuple(std::move(rows), std::move(cols));
 }
 
-// cost [L,T,Q], sizes [B] that sum to T -> query of each target [L,G,T], -1 for none.
-template <typename T>
-Index solve_batch(const py::array_t<T>& cost, const Index& sizes, int64_t groups) {
-  const py::ssize_t layers = cost.shape(0), targets = cost.shape(1), queries = cost.shape(2) / groups;
-  const auto layer_stride = cost.strides(0) / static_cast<py::ssize_t>(sizeof(T));
-  const MatrixView<T> layer_view = view(cost, 1);
-  const int64_t* size = sizes.data();
-  const py::ssize_t images = sizes.shape(0);
+// The answer; None if `cost` is not an aligned two-dimensional array of native float32 or float64.
+py::object solve(py::handle cost) {
+  if (!py::isinstance<py::array>(cost)) return py::none();
+  const auto array = py::reinterpret_borrow<py::array>(cost);
+  const bool aligned = array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  const py::dtype type = array.dtype();
+  const char order = type.byteorder();
+  if (array.ndim() != 2 || !aligned || (order != '=' && order != '|')) return py::none();
+  if (type.num() == py::detail::npy_api::NPY_FLOAT_) return solve_matrix<float>(array);
+  if (type.num() == py::detail::npy_api::NPY_DOUBLE_) return solve_matrix<double>(array);
+  return py::none();
+}
 
-  Index result({layers, static_cast<py::ssize_t>(groups), targets});
-  int64_t* query = result.mutable_data();
-  Failure failure;
+// cost [L,T,Q], sizes [B] that sum to T -> queries [L,G,T], target duals [L,G,T] and query duals [L,B,Q] or None,
+// failures [(whether invalid, layer, image, target or -1)].
+template <typename T>
+py::tuple solve_batch(const py::array_t<T>& cost, std::vector<int64_t> sizes, int64_t groups, int num_threads,
+                      bool with_duals) {
+  using Doubles = py::array_t<double, py::array::c_style>;
+  const py::ssize_t layers = cost.shape(0), targets = cost.shape(1), queries = cost.shape(2);
+  const auto images = static_cast<py::ssize_t>(sizes.size());
+  Index query({layers, static_cast<py::ssize_t>(groups), targets});
+  py::object target_dual = py::none(), query_dual = py::none();
+  AssignmentBatch<T> batch = {};
+  batch.cost = cost.data();
+  batch.layer_stride = stride(cost, 0), batch.target_stride = stride(cost, 1), batch.query_stride = stride(cost, 2);
+  batch.layers = layers, batch.groups = groups, batch.queries = queries / groups;
+  batch.sizes = std::move(sizes), batch.targets = targets;
+  batch.query = query.mutable_data();
+  if (with_duals) {
+    Doubles u({layers, static_cast<py::ssize_t>(groups), targets}), v({layers, images, queries});
+    batch.target_dual = u.mutable_data(), batch.query_dual = v.mutable_data();
+    target_dual = std::move(u), query_dual = std::move(v);
+  }
   {
     py::gil_scoped_release unlocked;
-    std::fill_n(query, layers * groups * targets, int64_t{-1});
-    AssignmentSolver solver;
-    for (py::ssize_t layer = 0; layer < layers && failure.status == Status::kSolved; ++layer) {
-      for (int64_t group = 0; group < groups && failure.status == Status::kSolved; ++group) {
-        MatrixView<T> block = layer_view;
-        block.data += layer * layer_stride + group * queries * block.col_stride;
-        block.cols = queries;
-        for (py::ssize_t image = 0; image < images; ++image) {
-          block.rows = size[image];
-          int64_t invalid_target = -1;
-          const Status status = solve_block(solver, block, group * queries, query, &invalid_target);
-          if (status != Status::kSolved) {
-            failure = {status, layer, image, invalid_target};
-            break;
-          }
-          block.data += size[image] * block.row_stride;
-          query += size[image];
-        }
-      }
-    }
+    batch.solve(num_threads);
   }
-  if (failure.status != Status::kSolved) throw py::value_error(failure.message());
-  return result;
+  py::list failures;
+  for (const auto& failure : batch.failures) {
+    failures.append(
+        py::make_tuple(failure.status == Status::kInvalid, failure.layer, failure.image, failure.target));
+  }
+  return py::make_tuple(std::move(query), std::move(target_dual), std::move(query_dual), std::move(failures));
+}
+
+template <typename T>
+void define_for(py::module_& m) {
+  m.def("solve_batch", &solve_batch<T>, py::arg("cost").noconvert(), py::arg("sizes"), py::arg("groups"),
+        py::arg("num_threads"), py::arg("with_duals"));
 }
 
 }  // namespace
 }  // namespace detr_fast
 
-PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used(), py::multiple_interpreters::shared_gil()) {
   m.doc() = "C++ backends of detr_fast; called through detr_fast.ops.";
-  m.def("solve", &detr_fast::solve<float>, py::arg("cost").noconvert());
-  m.def("solve", &detr_fast::solve<double>, py::arg("cost").noconvert());
-  m.def("solve_batch", &detr_fast::solve_batch<float>, py::arg("cost").noconvert(), py::arg("sizes"),
-        py::arg("groups"));
-  m.def("solve_batch", &detr_fast::solve_batch<double>, py::arg("cost").noconvert(), py::arg("sizes"),
-        py::arg("groups"));
+  detr_fast::define_for<float>(m);
+  detr_fast::define_for<double>(m);
+  m.def("solve", &detr_fast::solve);
+  m.def("instruction_sets", &detr_fast::instruction_sets);
+  m.def("use_instruction_set", &detr_fast::use_instruction_set);
 }

@@ -1,123 +1,105 @@
-// The algorithm is that of D. F. Crouse, "On implementing 2D rectangular assignment algorithms",
-// IEEE Transactions on Aerospace and Electronic Systems 52(4), 2016. Where several optima exist the answer
-// depends on the order of the scan and on how equals are ranked; both follow SciPy.
 #include "linear_sum_assignment.h"
 
-#include <cmath>
-#include <limits>
-#include <utility>
+#include <algorithm>
+#include <atomic>
 
 namespace detr_fast {
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#define DETR_FAST_X86 1
+#endif
+
+#define DETR_FAST_DECLARE(name)                                       \
+  namespace name {                                                    \
+  template <typename T>                                               \
+  Status solve_rows(const MatrixView<T>&, const Assignment&, Arena&);       \
+  extern template Status solve_rows(const MatrixView<float>&, const Assignment&, Arena&);  \
+  extern template Status solve_rows(const MatrixView<double>&, const Assignment&, Arena&); \
+  }
+DETR_FAST_DECLARE(portable)
+#ifdef DETR_FAST_X86
+DETR_FAST_DECLARE(avx2)
+DETR_FAST_DECLARE(avx512)
+#endif
+
 namespace {
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr int64_t kNone = -1;
+
+template <typename T>
+using SolveRows = Status (*)(const MatrixView<T>&, const Assignment&, Arena&);
+
+struct InstructionSet {
+  const char* name;
+  SolveRows<float> solve_floats;
+  SolveRows<double> solve_doubles;
+
+  SolveRows<float> solve_rows(float) const { return solve_floats; }
+  SolveRows<double> solve_rows(double) const { return solve_doubles; }
+};
+
+const std::vector<InstructionSet>& available() {
+  static const std::vector<InstructionSet> sets = [] {
+    std::vector<InstructionSet> found;
+#ifdef DETR_FAST_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      found.push_back({"avx512", avx512::solve_rows<float>, avx512::solve_rows<double>});
+    }
+    if (__builtin_cpu_supports("avx2")) {
+      found.push_back({"avx2", avx2::solve_rows<float>, avx2::solve_rows<double>});
+    }
+#endif
+    found.push_back({"portable", portable::solve_rows<float>, portable::solve_rows<double>});
+    return found;
+  }();
+  return sets;
+}
+
+std::atomic<size_t> chosen{0};
+
 }  // namespace
 
-template <typename T>
-Status AssignmentSolver::solve(const MatrixView<T>& cost) {
-  reset(cost.rows, cost.cols);
-  if (find_invalid(cost)) return Status::kInvalid;
-  for (int64_t row = 0; row < cost.rows; ++row) {
-    double length = 0.0;
-    const int64_t sink = shortest_path(cost, row, &length);
-    if (sink == kNone) return Status::kInfeasible;
-    update_duals(row, length);
-    augment(row, sink);
-  }
-  return Status::kSolved;
+AssignmentSolver& thread_solver() {
+  thread_local AssignmentSolver solver;
+  return solver;
 }
 
-void AssignmentSolver::reset(int64_t rows, int64_t cols) {
-  row_dual_.assign(rows, 0.0);
-  col_dual_.assign(cols, 0.0);
-  distance_.resize(cols);
-  column_of_row_.assign(rows, kNone);
-  row_of_column_.assign(cols, kNone);
-  parent_.resize(cols);
-  open_.resize(cols);
-  scanned_rows_.reserve(rows);
-  closed_cols_.reserve(rows);
-  invalid_row_ = kNone;
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const InstructionSet& set : available()) names.emplace_back(set.name);
+  return names;
 }
 
-template <typename T>
-bool AssignmentSolver::find_invalid(const MatrixView<T>& cost) {
-  for (int64_t i = 0; i < cost.rows; ++i) {
-    for (int64_t j = 0; j < cost.cols; ++j) {
-      const double value = static_cast<double>(cost(i, j));
-      if (std::isnan(value) || value == -kInfinity) {
-        invalid_row_ = i;
-        return true;
-      }
+bool use_instruction_set(const std::string& name) {
+  for (size_t k = 0; k < available().size(); ++k) {
+    if (name == available()[k].name) {
+      chosen = k;
+      return true;
     }
   }
   return false;
 }
 
-// Grows a search tree from a free row until the nearest column outside it is free, and returns that column.
 template <typename T>
-int64_t AssignmentSolver::shortest_path(const MatrixView<T>& cost, int64_t start, double* length) {
-  const int64_t cols = cost.cols;
-  for (int64_t k = 0; k < cols; ++k) open_[k] = cols - 1 - k;  // SciPy scans from the last column down
-  distance_.assign(cols, kInfinity);
-  scanned_rows_.clear();
-  closed_cols_.clear();
-
-  int64_t num_open = cols;
-  int64_t row = start;
-  double reached = 0.0;
-  while (true) {
-    scanned_rows_.push_back(row);
-    const double base = row_dual_[row];
-    double nearest = kInfinity;
-    int64_t nearest_place = kNone;
-    for (int64_t k = 0; k < num_open; ++k) {
-      const int64_t col = open_[k];
-      // The order of these operations decides how near-ties round.
-      const double through = reached + static_cast<double>(cost(row, col)) - base - col_dual_[col];
-      if (through < distance_[col]) {
-        distance_[col] = through;
-        parent_[col] = row;
-      }
-      const bool tie_won = distance_[col] == nearest && row_of_column_[col] == kNone;
-      if (distance_[col] < nearest || tie_won) {
-        nearest = distance_[col];
-        nearest_place = k;
-      }
-    }
-    if (nearest == kInfinity) return kNone;
-
-    reached = nearest;
-    const int64_t col = open_[nearest_place];
-    open_[nearest_place] = open_[--num_open];
-    closed_cols_.push_back(col);
-    if (row_of_column_[col] == kNone) {
-      *length = reached;
-      return col;
-    }
-    row = row_of_column_[col];
-  }
+Status AssignmentSolver::solve(const MatrixView<T>& cost, bool with_duals) {
+  arena_.clear();
+  by_column_ = cost.cols < cost.rows;
+  const auto turned = MatrixView<T>{cost.data, cost.cols, cost.rows, cost.col_stride, cost.row_stride};
+  const MatrixView<T> matrix = by_column_ ? turned : cost;
+  size_ = matrix.rows;
+  if (size_ == 0) return Status::kSolved;
+  assignment_.column_of_row = static_cast<int64_t*>(arena_.take(matrix.rows, sizeof(int64_t)));
+  assignment_.row_dual = static_cast<double*>(arena_.take(matrix.rows, sizeof(double)));
+  assignment_.column_dual = with_duals ? static_cast<double*>(arena_.take(matrix.cols, sizeof(double))) : nullptr;
+  return available()[chosen].solve_rows(T{})(matrix, assignment_, arena_);
 }
 
-void AssignmentSolver::update_duals(int64_t start, double length) {
-  for (const int64_t row : scanned_rows_) {
-    row_dual_[row] += row == start ? length : length - distance_[column_of_row_[row]];
-  }
-  for (const int64_t col : closed_cols_) col_dual_[col] -= length - distance_[col];
+void AssignmentSolver::order_partners(int64_t* rows, int64_t* cols) const {
+  for (int64_t k = 0; k < size_; ++k) cols[k] = k;
+  std::sort(cols, cols + size_, [&](int64_t a, int64_t b) { return partner(a) < partner(b); });
+  for (int64_t k = 0; k < size_; ++k) rows[k] = partner(cols[k]);
 }
 
-void AssignmentSolver::augment(int64_t start, int64_t sink) {
-  int64_t col = sink;
-  int64_t row = kNone;
-  while (row != start) {
-    row = parent_[col];
-    row_of_column_[col] = row;
-    std::swap(column_of_row_[row], col);
-  }
-}
-
-template Status AssignmentSolver::solve(const MatrixView<float>&);
-template Status AssignmentSolver::solve(const MatrixView<double>&);
+template Status AssignmentSolver::solve(const MatrixView<float>&, bool);
+template Status AssignmentSolver::solve(const MatrixView<double>&, bool);
 
 }  // namespace detr_fast

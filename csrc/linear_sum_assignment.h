@@ -1,50 +1,49 @@
-// Rectangular linear sum assignment by shortest augmenting paths, ties broken as SciPy breaks them.
+// Rectangular linear sum assignment, with the answers of SciPy's function to the last index.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
+
+#include "arena.h"
+#include "rows.h"
 
 namespace detr_fast {
 
-// A matrix somewhere in memory; strides count elements and may be anything.
-template <typename T>
-struct MatrixView {
-  const T* data;
-  int64_t rows, cols;
-  std::ptrdiff_t row_stride, col_stride;
-
-  T operator()(int64_t i, int64_t j) const { return data[i * row_stride + j * col_stride]; }
-  MatrixView transposed() const { return {data, cols, rows, col_stride, row_stride}; }
-};
-
-enum class Status { kSolved, kInvalid, kInfeasible };
-
-// Solves one matrix after another; what it allocates it keeps for the next.
+// Solves one matrix after another; the memory it needs it keeps for the next.
 class AssignmentSolver {
  public:
-  // Columns of least total cost for the rows of `cost`, which has at most as many rows as columns.
-  // On kSolved column_of_row() holds them; on kInvalid invalid_row() is a row with a NaN or -inf.
+  // Columns of least total cost for the rows of `cost`, or rows for its columns where there are fewer of those.
+  // The cost is read where it lies if those vectors are contiguous and the matrix is not square; else a copy is.
   template <typename T>
-  Status solve(const MatrixView<T>& cost);
+  Status solve(const MatrixView<T>& cost, bool with_duals = false);
 
-  const std::vector<int64_t>& column_of_row() const { return column_of_row_; }
-  int64_t invalid_row() const { return invalid_row_; }
+  // After kSolved. Each of the shorter side, in order, and its partner.
+  bool by_column() const { return by_column_; }
+  int64_t size() const { return size_; }
+  int64_t partner(int64_t k) const { return assignment_.column_of_row[k]; }
+
+  // After kSolved by column: the rows that have a partner, ascending, and the partners.
+  void order_partners(int64_t* rows, int64_t* cols) const;
+
+  // After kSolved with duals: row + column <= cost, with equality for partners.
+  const double* row_dual() const { return by_column_ ? assignment_.column_dual : assignment_.row_dual; }
+  const double* column_dual() const { return by_column_ ? assignment_.row_dual : assignment_.column_dual; }
 
  private:
-  void reset(int64_t rows, int64_t cols);
-  template <typename T>
-  bool find_invalid(const MatrixView<T>& cost);
-  template <typename T>
-  int64_t shortest_path(const MatrixView<T>& cost, int64_t start, double* length);
-  void update_duals(int64_t start, double length);
-  void augment(int64_t start, int64_t sink);
-
-  std::vector<double> row_dual_, col_dual_, distance_;
-  std::vector<int64_t> column_of_row_, row_of_column_, parent_;
-  std::vector<int64_t> open_;            // columns outside the search tree, in scan order
-  std::vector<int64_t> scanned_rows_, closed_cols_;  // the search tree
-  int64_t invalid_row_ = -1;
+  Arena arena_;
+  Assignment assignment_ = {};
+  int64_t size_ = 0;
+  bool by_column_ = false;
 };
+
+// One for each thread: memory that is kept need not be had from the system, page by page, at every call.
+AssignmentSolver& thread_solver();
+
+// The instruction sets this machine has, widest first, as "avx512", "avx2", "portable".
+std::vector<std::string> instruction_sets();
+
+// Takes another than the widest from now on, for tests: answers do not depend on it. False where there is none.
+bool use_instruction_set(const std::string& name);
 
 }  // namespace detr_fast

@@ -17,6 +17,11 @@ import torch
 
 Functions = Mapping[str, Callable[..., Any]]
 
+VARIABLE = "DETR_FAST_BACKEND"
+# Whether a variable is set os.environ only finds out by raising inside, which takes longer than a small problem does.
+_environment: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
+_variable_key = os.environ.encodekey(VARIABLE) if _environment is not os.environ else VARIABLE
+
 _chosen: ContextVar[Mapping[str, str]] = ContextVar("detr_fast_backends", default={})  # noqa: B039  (never changed in place)
 
 
@@ -104,13 +109,15 @@ def use_backend(**choices: str) -> Iterator[None]:
 
 def _from_environment(column: Column) -> str | None:
     """Read DETR_FAST_BACKEND: one name for every op that has it, or ``op=name`` pairs, comma-separated."""
+    if _variable_key not in _environment:
+        return None
     wanted = None
-    for entry in filter(None, os.environ.get("DETR_FAST_BACKEND", "").replace(" ", "").split(",")):
+    for entry in filter(None, os.environ[VARIABLE].replace(" ", "").split(",")):
         op, _, backend = entry.rpartition("=")
         if op and op not in COLUMNS:
-            raise BackendError(f"DETR_FAST_BACKEND: there is no op {op!r}; the ops are {', '.join(COLUMNS)}")
+            raise BackendError(f"{VARIABLE}: there is no op {op!r}; the ops are {', '.join(COLUMNS)}")
         if not op and not any(backend in other.backends for other in COLUMNS.values()):
-            raise BackendError(f"DETR_FAST_BACKEND: no op has a backend {backend!r}")
+            raise BackendError(f"{VARIABLE}: no op has a backend {backend!r}")
         if op == column.name:
             return backend
         if not op and backend in column.backends:

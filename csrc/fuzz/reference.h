@@ -1,0 +1,14 @@
+// SciPy's algorithm written as plainly as possible, to check the solver against.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "rows.h"
+
+namespace detr_fast {
+
+// Columns for the rows of `cost` [rows, cols], row-major, with rows <= cols.
+Status solve_plainly(const std::vector<double>& cost, int64_t rows, int64_t cols, std::vector<int64_t>* column_of_row);
+
+}  // namespace detr_fast

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from detr_fast import ops
+
+
+def _solved(sizes, queries, groups=1, ties=False, dtype=torch.float32, scale=1.0):
+    generator = torch.Generator().manual_seed(0)
+    cost = torch.rand(2, sum(sizes), groups * queries, generator=generator, dtype=dtype)
+    cost = scale * ((cost * 4).round() if ties else cost)
+    return cost, *ops.batch_linear_sum_assignment(cost, sizes, groups=groups, return_duals=True)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_every_answer_is_proved(ties, groups, scale):
+    sizes = [3, 0, 8, 15, 1]  # fewer, as many and more than the queries
+    for dtype in (torch.float32, torch.float64):
+        cost, index, u, v = _solved(sizes, 8, groups, ties, dtype, scale)
+        proof = ops.verify_assignment(cost, index, u, v, sizes)
+        assert bool(proof)
+        assert proof.gap.shape == ((2, 5) if groups == 1 else (2, 2, 5))
+        assert float(proof.gap.max()) <= 1e-12 * scale
+        assert u.dtype == v.dtype == torch.float64
+
+
+def test_one_problem():
+    cost, index, u, v = _solved([5], 9)
+    assert bool(ops.verify_assignment(cost[0], index[0], u[0], v[0, 0]))
+    assert not bool(ops.verify_assignment(cost[1], index[0], u[0], v[0, 0]))
+
+
+def test_no_worse_assignment_passes():
+    """All assignments of a small problem with the best duals: only the optimal one is proved."""
+    cost, index, u, v = _solved([3], 4, dtype=torch.float64)
+    best = float(cost[0, range(3), index[0]].sum())
+    for queries in itertools.permutations(range(4), 3):
+        proof = ops.verify_assignment(cost[0], torch.tensor(queries), u[0], v[0, 0])
+        worse = float(cost[0, range(3), queries].sum()) - best
+        assert bool(proof) == (list(queries) == index[0].tolist())
+        assert float(proof.gap) == pytest.approx(worse, abs=1e-14)
+
+
+@pytest.mark.parametrize("index", [[0, 0, 1], [0, 1, -1], [0, 1, 4], [-1, -1, -1]])
+def test_no_incomplete_assignment_passes(index):
+    assert not bool(ops.verify_assignment(torch.zeros(3, 4), torch.tensor(index), torch.zeros(3), torch.zeros(4)))
+    assert bool(ops.verify_assignment(torch.zeros(3, 4), torch.arange(3), torch.zeros(3), torch.zeros(4)))
+
+
+def test_no_wrong_duals_pass():
+    cost, index, u, v = (x[0] for x in _solved([3], 6, dtype=torch.float64))
+    v = v[0]
+    free = next(query for query in range(6) if query not in index.tolist())
+    for change_u, change_v in itertools.product((0.0, 0.1, -0.1), (0.0, 0.1, -0.1)):
+        wrong_u, wrong_v = u.clone(), v.clone()
+        wrong_u[1] += change_u
+        wrong_v[free] += change_v
+        assert bool(ops.verify_assignment(cost, index, wrong_u, wrong_v)) == (change_u == change_v == 0)
+    shifted = ops.verify_assignment(cost, index, u - 0.5, v + 0.5)  # the same on pairs, but free queries' are not 0
+    assert not bool(shifted)
+    assert float(shifted.gap) > 0
+    assert not bool(ops.verify_assignment(cost, index, u * float("nan"), v))
+
+
+def test_shapes_must_fit():
+    cost, index, u, v = _solved([3, 2], 6)
+    with pytest.raises(ValueError, match="needs index and u"):
+        ops.verify_assignment(cost, index, u[:, :4], v, [3, 2])
+    with pytest.raises(ValueError, match="sum of the sizes"):
+        ops.verify_assignment(cost, index, u, v, [3, 3])
+
+
+def test_scipy_gives_no_duals():
+    with pytest.raises(ValueError, match="SciPy returns no duals"):
+        ops.batch_linear_sum_assignment(torch.zeros(1, 2, 3), [2], return_duals=True, backend="scipy")
