@@ -48,10 +48,8 @@ bool FastPath<T>::augment(int64_t start) {
   while (row != kNone) {
     const double offset = reached - row_dual_[row], free = cheapest_free(row) + offset;
     tree_[visits] = {row, reached, offset, price};
-    if (free < nearest_free) {
-      nearest_free = free;
-      free_visit = visits;
-    }
+    free_visit = free < nearest_free ? visits : free_visit;
+    nearest_free = free < nearest_free ? free : nearest_free;
     const double nearest = visits++ ? relax<false>(costs(row), price_, offset, distance_, num_places_)
                                     : relax<true>(costs(row), price_, offset, distance_, num_places_);
     if (!(nearest < nearest_free)) {
