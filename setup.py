@@ -11,6 +11,8 @@ setup(
         "detr_fast",
         "detr_fast.configs",
         "detr_fast.data",
+        "detr_fast.integrations",
+        "detr_fast.integrations.huggingface",
         "detr_fast.kernels",
         "detr_fast.models",
         "detr_fast.ops",
