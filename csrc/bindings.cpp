@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings_losses.h"
 #include "linear_sum_assignment.h"
 
 namespace py = pybind11;
@@ -134,4 +135,5 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("groups"));
   m.def("solve_batch", &detr_fast::solve_batch<double>, py::arg("cost").noconvert(), py::arg("sizes"),
         py::arg("groups"));
+  detr_fast::bind_losses(m);
 }

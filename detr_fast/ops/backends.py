@@ -88,6 +88,23 @@ def reference(functions: Functions, name: str = "reference", variants: Iterable[
     return Backend(name, lambda: functions, lambda device: None, frozenset(variants))
 
 
+def extension(functions: Functions, variants: Iterable[str] = ()) -> Backend:
+    """A backend in C++: on the CPU, with tensors as NumPy arrays."""
+    return Backend("cpp", lambda: functions, _extension_unavailable, frozenset(variants))
+
+
+def _extension_unavailable(device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return "it runs on the CPU only"
+    if torch.compiler.is_compiling():
+        return "torch.compile cannot trace it"
+    try:
+        import detr_fast._C  # noqa: F401
+    except ImportError as error:
+        return f"the extension is not built ({error}); install the package with pip"
+    return None
+
+
 @contextmanager
 def use_backend(**choices: str) -> Iterator[None]:
     """Choose backends by name inside a ``with`` block (in this thread or task).

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot, softplus
 
-from detr_fast.ops.backends import Column, reference
-from detr_fast.ops.match_cost import check_predictions
+from detr_fast.ops.backends import Column, extension, reference
+from detr_fast.ops.match_cost import arrays_of, check_predictions, rows_of
 from detr_fast.ops.pairwise_box import box_cxcywh_to_xyxy, box_iou, compute_dtype
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import IOU_AWARE, LossWeights
@@ -177,4 +180,60 @@ def _box_losses(
     return loss_bbox, loss_giou, iou
 
 
-COLUMN = Column("set_loss", [reference({"set_loss": set_loss_reference}, variants=IOU_AWARE)])
+def set_loss_cpp(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    query_index: Tensor,  # [L,G,T]
+    weights: LossWeights,
+    num_boxes: Tensor | float,
+    class_normalizer: Tensor | float,
+) -> dict[str, Tensor]:
+    import detr_fast._C as _C
+
+    options = _C.LossOptions(
+        class_loss=getattr(_C.ClassLoss, weights.class_loss),
+        no_object=weights.no_object,
+        focal_alpha=weights.focal_alpha,
+        focal_gamma=weights.focal_gamma,
+        giou_eps=weights.giou_eps,
+        box_scale=weights.box_scale,
+    )
+    sums: Tensor = _SetLossSums.apply(logits, boxes, targets, query_index, options)  # [3,L]
+    loss_ce, loss_bbox, loss_giou = sums.unbind()
+    divisor = class_normalizer if weights.class_loss == "softmax" else num_boxes
+    return {"loss_ce": loss_ce / divisor, "loss_bbox": loss_bbox / num_boxes, "loss_giou": loss_giou / num_boxes}
+
+
+class _SetLossSums(torch.autograd.Function):
+    """Class, L1 and GIoU loss of each layer before they are divided: [3,L]; keeps nothing but its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, boxes: Tensor, targets: Targets, query_index: Tensor, options: Any) -> Tensor:
+        import detr_fast._C as _C
+
+        ctx.save_for_backward(logits, boxes)
+        dtype = compute_dtype(logits, boxes)
+        ctx.rest = *arrays_of(targets), query_index.contiguous().numpy(), options
+        return torch.from_numpy(_C.set_loss(rows_of(logits, dtype), rows_of(boxes, dtype), *ctx.rest)).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        import detr_fast._C as _C
+
+        logits, boxes = ctx.saved_tensors
+        dtype = compute_dtype(logits, boxes)
+        weights = upstream.to(torch.float64).contiguous().numpy()
+        gradients = _C.set_loss_backward(rows_of(logits, dtype), rows_of(boxes, dtype), *ctx.rest, upstream=weights)
+        of_logits, of_boxes = (torch.from_numpy(gradient) for gradient in gradients)
+        return of_logits.to(logits.dtype), of_boxes.to(boxes.dtype), None, None, None
+
+
+COLUMN = Column(
+    "set_loss",
+    [
+        extension({"set_loss": set_loss_cpp}, variants=IOU_AWARE),
+        reference({"set_loss": set_loss_reference}, variants=IOU_AWARE),
+    ],
+)

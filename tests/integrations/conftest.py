@@ -129,8 +129,13 @@ def _configure(name: str) -> tuple[str, dict[str, Any]]:
     return "Mask2FormerForUniversalSegmentation", {
         "backbone_config": _swin(("stage1", *PYRAMID)),
         **dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim", "encoder_feedforward_dim"), 32),
-        "dim_feedforward": 32, "encoder_layers": 1, "decoder_layers": 3, "num_attention_heads": 4,
-        "num_queries": NUM_QUERIES, "num_labels": NUM_CLASSES, "train_num_points": 64,
+        "dim_feedforward": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 3,
+        "num_attention_heads": 4,
+        "num_queries": NUM_QUERIES,
+        "num_labels": NUM_CLASSES,
+        "train_num_points": 64,
     }
 
 
