@@ -225,7 +225,8 @@ class _SetLossSums(torch.autograd.Function):
         logits, boxes = ctx.saved_tensors
         dtype = compute_dtype(logits, boxes)
         weights = upstream.to(torch.float64).contiguous().numpy()
-        gradients = _C.set_loss_backward(rows_of(logits, dtype), rows_of(boxes, dtype), *ctx.rest, upstream=weights)
+        inputs: tuple[Any, ...] = (rows_of(logits, dtype), rows_of(boxes, dtype), *ctx.rest, weights)
+        gradients = _C.set_loss_backward(*inputs)
         of_logits, of_boxes = (torch.from_numpy(gradient) for gradient in gradients)
         return of_logits.to(logits.dtype), of_boxes.to(boxes.dtype), None, None, None
 
