@@ -88,8 +88,8 @@ def from_huggingface_config(config: Mapping[str, Any]) -> dict[str, Any]:
     names = config.get("id2label") or {}
     if config.get("auxiliary_loss"):
         logger.warning(
-            "with auxiliary_loss=True transformers' DETR normalises between its decoder layers, which the original's and "
-            "this one don't; with weights trained that way their predictions differ"
+            "with auxiliary_loss=True transformers' DETR normalises between its decoder layers, which the original's "
+            "and this one don't; with weights trained that way their predictions differ"
         )
     return {
         "num_heads": config.get("encoder_attention_heads", 8),
