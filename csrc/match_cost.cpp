@@ -77,25 +77,26 @@ DETR_FAST_INLINE void softmax_cost_body(int64_t n, const T* score, const T* top,
   for (int64_t q = 0; q < n; ++q) cost[q] = -weight * exp_of(score[q] - top[q]) * inverse_sum[q];
 }
 
-template <typename T>
-DETR_FAST_INLINE void focal_cost_body(int64_t n, const T* score, const MatchOptions& options, T* cost) {
+template <typename T, bool kSquare, bool kEps>
+DETR_FAST_INLINE void focal_cost_loop(int64_t n, const T* score, const MatchOptions& options, T* cost) {
   const T weight = options.cost_class, alpha = options.focal_alpha, gamma = options.focal_gamma;
   const T eps = options.focal_eps;
-  if (options.focal_gamma == 2) {
-    for (int64_t q = 0; q < n; ++q) {
-      const Sigmoid<T> s = sigmoid_of(score[q]);
-      const T positive = alpha * s.complement * s.complement * -log_of(s.p + eps);
-      const T negative = (1 - alpha) * s.p * s.p * -log_of(s.complement + eps);
-      cost[q] = weight * (positive - negative);
-    }
-    return;
-  }
   for (int64_t q = 0; q < n; ++q) {
     const Sigmoid<T> s = sigmoid_of(score[q]);
-    const T positive = alpha * std::pow(s.complement, gamma) * -log_of(s.p + eps);
-    const T negative = (1 - alpha) * std::pow(s.p, gamma) * -log_of(s.complement + eps);
-    cost[q] = weight * (positive - negative);
+    const T surprise = kEps ? -log_of(s.p + eps) : s.softplus - score[q];
+    const T relief = kEps ? -log_of(s.complement + eps) : s.softplus;
+    const T positive = alpha * power_of<T, kSquare>(s.complement, gamma) * surprise;
+    cost[q] = weight * (positive - (1 - alpha) * power_of<T, kSquare>(s.p, gamma) * relief);
   }
+}
+
+template <typename T>
+DETR_FAST_INLINE void focal_cost_body(int64_t n, const T* score, const MatchOptions& options, T* cost) {
+  const bool square = options.focal_gamma == 2, eps = options.focal_eps > 0;
+  if (square && eps) return focal_cost_loop<T, true, true>(n, score, options, cost);
+  if (square) return focal_cost_loop<T, true, false>(n, score, options, cost);
+  if (eps) return focal_cost_loop<T, false, true>(n, score, options, cost);
+  focal_cost_loop<T, false, false>(n, score, options, cost);
 }
 
 template <typename T>

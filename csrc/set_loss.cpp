@@ -23,11 +23,6 @@ struct Negative {
         constant_factor(options.class_loss == ClassLoss::kVarifocal) {}
 };
 
-template <typename T, bool kSquare>
-DETR_FAST_INLINE T power_of(T p, T gamma) {
-  return kSquare ? p * p : std::pow(p, gamma);
-}
-
 constexpr int64_t kRun = 1024;  // so many terms are added up in T before they are added to a double
 
 template <typename T, bool kSquare>

@@ -86,6 +86,12 @@ DETR_FAST_INLINE Sigmoid<T> sigmoid_of(T x) {
   return {x < 0 ? small : large, x < 0 ? large : small, (x < 0 ? 0 : x) + log1p_of(e)};
 }
 
+// p^gamma, where gamma is mostly 2.
+template <typename T, bool kSquare>
+DETR_FAST_INLINE T power_of(T p, T gamma) {
+  return kSquare ? p * p : std::pow(p, gamma);
+}
+
 // A row of scores padded to whole vectors by values whose exponential is nothing.
 constexpr int64_t kLanes = 16;
 inline int64_t padded(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }

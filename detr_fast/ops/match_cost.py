@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from detr_fast.ops.backends import Column, extension, reference
 from detr_fast.ops.pairwise_box import box_cxcywh_to_xyxy, box_iou, compute_dtype
@@ -71,9 +72,11 @@ def focal_class_cost(logits: Tensor, weights: MatchWeights) -> Tensor:
     """
     p = logits.sigmoid()
     alpha, gamma, eps = weights.focal_alpha, weights.focal_gamma, weights.focal_eps
-    positive = alpha * (1 - p) ** gamma * -(p + eps).log()
-    negative = (1 - alpha) * p**gamma * -(1 - p + eps).log()
-    return positive - negative
+    if eps > 0:
+        surprise, relief = -(p + eps).log(), -(1 - p + eps).log()
+    else:
+        surprise, relief = softplus(-logits), softplus(logits)
+    return alpha * (1 - p) ** gamma * surprise - (1 - alpha) * p**gamma * relief
 
 
 def match_cost_reference(logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWeights) -> Tensor:

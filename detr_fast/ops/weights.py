@@ -22,7 +22,7 @@ class MatchWeights:
     class_cost: Literal["softmax", "focal"] = "softmax"
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
-    focal_eps: float = 1e-8  # added to a probability before its logarithm
+    focal_eps: float = 1e-8  # added to a probability before its logarithm; with 0 the logarithm is taken of the logit
     l1_format: Literal["cxcywh", "xyxy"] = "cxcywh"
     giou_eps: float = 0.0  # smallest union and enclosure, in squared units of box_scale
     box_scale: float = 1.0  # boxes are multiplied by it before the GIoU; with giou_eps = 0 it changes nothing

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -211,3 +215,33 @@ def _labels(count: int, num_classes: int, generator: torch.Generator) -> dict[st
         "class_labels": torch.randint(num_classes, (count,), generator=generator),
         "boxes": torch.rand(count, 4, generator=generator) * 0.4 + 0.2,
     }
+
+
+@pytest.fixture(scope="session")
+def import_or_skip() -> Callable[[str], Any]:
+    return _import_or_skip
+
+
+def _import_or_skip(name: str) -> Any:
+    """Import a library that is not in the extra 'test', or skip, saying how to have it.
+
+    Some want torchvision, whose wheel does not import beside a CPU build of torch unless its operators are declared.
+    """
+    skip = f"{name} is not installed; `make test-peers` installs it beside the CPU build of torch and runs these tests"
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(skip)
+    while importlib.util.find_spec("torchvision"):
+        try:
+            importlib.import_module("torchvision")
+            break
+        except RuntimeError as error:
+            missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
+            if missing is None:
+                raise
+            _TORCHVISION.define(f"{missing[1]}(Tensor x) -> Tensor")
+            for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
+                del sys.modules[module]
+    return importlib.import_module(name)
+
+
+_TORCHVISION = torch.library.Library("torchvision", "FRAGMENT")

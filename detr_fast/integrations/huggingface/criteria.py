@@ -22,12 +22,12 @@ from detr_fast.integrations.huggingface.matching import (
     MATCHERS,
     BatchedMatcher,
     Output,
-    from_pairs,
     group_by_shape,
     pack_labels,
-    to_pairs,
 )
 from detr_fast.integrations.huggingface.rebinding import OwnAssignment, rebind
+from detr_fast.integrations.pairs import from_pairs, to_pairs
+from detr_fast.ops.errors import cardinality_error
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import LossWeights
 
@@ -190,6 +190,7 @@ def _losses_of_layers(
     num_boxes: float,
 ) -> Losses:
     assert family.weights is not None
+    weights = family.weights(criterion)
     suffixes = {id(layer): suffix for suffix, layer in layers}
     index_of = {id(layer): index for (_, layer), index in zip(layers, matched, strict=True)}
     losses: Losses = {}
@@ -197,10 +198,10 @@ def _losses_of_layers(
         logits = torch.stack([layer["logits"] for layer in alike])  # [L,B,Q,C]
         boxes = torch.stack([layer["pred_boxes"] for layer in alike])
         index = torch.stack([index_of[id(layer)] for layer in alike])  # [L,G,T]
-        terms = ops.set_loss(logits, boxes, targets, index, weights=family.weights(criterion), num_boxes=num_boxes)
+        terms = ops.set_loss(logits, boxes, targets, index, weights=weights, num_boxes=num_boxes)
         terms[family.class_loss] = terms.pop("loss_ce")
         if "cardinality" in criterion.losses:
-            terms["cardinality_error"] = cardinality_error(logits.detach(), targets, criterion)
+            terms["cardinality_error"] = cardinality_error(logits, targets, softmax=weights.class_loss == "softmax")
         for name, values in terms.items():
             losses |= {name + suffixes[id(layer)]: value for layer, value in zip(alike, values.unbind(), strict=True)}
     # What we have no op for, as masks and distributions over box edges, the criterion computes from our matches.
@@ -233,13 +234,3 @@ def denoising_matches(meta: Mapping[str, Any], targets: Targets) -> Tensor:
     if not queries:
         return torch.zeros(groups, 0, dtype=torch.int64, device=targets.labels.device)
     return torch.cat(queries, 1).to(targets.labels.device)
-
-
-@torch.no_grad()
-def cardinality_error(logits: Tensor, targets: Targets, criterion: Any) -> Tensor:
-    """Mean absolute error of the number of objects found: [L,B,Q,C] to [L]; only logged."""
-    if hasattr(criterion, "eos_coef"):
-        found = logits[..., :-1].amax(-1) >= logits[..., -1]
-    else:
-        found = logits.amax(-1).sigmoid() > 0.5
-    return (found.sum(-1) - targets.offsets.diff()).abs().float().mean(-1)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from detr_fast import ops
+from detr_fast.integrations.pairs import Pairs, to_pairs
 from detr_fast.ops.match_cost import focal_class_cost
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import MatchWeights
 
 Output = Mapping[str, Any]  # one layer's "logits" [B,Q,C], "pred_boxes" [B,Q,4] and whatever else a family has
-Pairs = list[tuple[Tensor, Tensor]]  # for each image the matched queries, ascending, and their targets
 
 FOCAL_MATCHERS = ("DeformableDetrHungarianMatcher", "LwDetrHungarianMatcher", "GroundingDinoHungarianMatcher")
 MATCHERS = ("HungarianMatcher", "RTDetrHungarianMatcher", *FOCAL_MATCHERS)
@@ -85,29 +85,6 @@ def _cost_of_phrases(
         tokens = label_maps[image][labels].to(of_token.dtype)  # [t,C]
         of_phrase.append(tokens / tokens.sum(-1, keepdim=True) @ of_token[:, image].mT)  # [L,t,Q]
     return cost.add_(torch.cat(of_phrase, 1), alpha=weights.cost_class)
-
-
-def to_pairs(query_index: Tensor, targets: Targets, num_queries: int) -> Pairs:
-    """One layer's matches [G,T] as transformers has them, on the same device and without waiting for it."""
-    groups = len(query_index)
-    pairs = []
-    for queries in query_index.split(targets.sizes, 1):  # [G,t]
-        size = queries.shape[1]
-        unmatched_last = queries.where(queries >= 0, num_queries).flatten()
-        order = unmatched_last.argsort()[: groups * min(size, num_queries // groups)]
-        pairs.append((unmatched_last[order], order % max(size, 1)))
-    return pairs
-
-
-def from_pairs(pairs: Pairs, targets: Targets, num_queries: int, groups: int) -> Tensor:
-    """The opposite of :func:`to_pairs`: int64 [G,T]."""
-    index = torch.full((groups, targets.num_targets), -1, device=targets.labels.device)
-    start = 0
-    for (queries, rows), size in zip(pairs, targets.sizes, strict=True):
-        queries, rows = queries.to(index.device), rows.to(index.device)
-        index[queries // (num_queries // groups), start + rows] = queries
-        start += size
-    return index
 
 
 class BatchedMatcher(nn.Module):
