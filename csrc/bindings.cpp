@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "assignment_batch.h"
+#include "bindings_losses.h"
 #include "linear_sum_assignment.h"
 
 namespace py = pybind11;
@@ -112,4 +113,5 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used(), py::multiple_interpreters::shared
   m.def("solve", &detr_fast::solve);
   m.def("instruction_sets", &detr_fast::instruction_sets);
   m.def("use_instruction_set", &detr_fast::use_instruction_set);
+  detr_fast::bind_losses(m);
 }

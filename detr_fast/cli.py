@@ -1,4 +1,4 @@
-"""The command line: detr-fast demo | train | eval | predict | check-data | info."""
+"""The command line: detr-fast demo | train | eval | predict | convert | check-data | info."""
 
 from __future__ import annotations
 
@@ -88,6 +88,17 @@ def predict(options: Namespace) -> int:
     return 1 if failures else 0
 
 
+def convert(options: Namespace) -> None:
+    """Convert a DETR's weights between the original's, Hugging Face's and MMDetection's formats."""
+    from detr_fast.models import convert_checkpoint
+
+    print(
+        convert_checkpoint(
+            options.source, options.target, options.to, num_classes=options.classes, num_heads=options.num_heads
+        )
+    )
+
+
 def check_data(options: Namespace) -> int:
     """Report every fault of a data set; 1 where there are any."""
     from detr_fast.data import check_dataset, count_faults, describe_counts
@@ -109,6 +120,7 @@ COMMANDS = {
     "train": train,
     "eval": evaluate,
     "predict": predict,
+    "convert": convert,
     "check-data": check_data,
     "info": info,
 }
@@ -147,6 +159,15 @@ def _build_parser() -> ArgumentParser:
     parsers["predict"].add_argument("images", nargs="+", help="files, or directories of pictures")
     parsers["predict"].add_argument("--output", default="predictions", help="directory of what is written")
     parsers["predict"].add_argument("--threshold", type=float, default=0.5, help="the least score that is kept")
+
+    parsers["convert"].add_argument("source", help="a .pth or .safetensors file")
+    parsers["convert"].add_argument("target", help="a file, or for Hugging Face's formats a directory")
+    formats = ["original", "huggingface", "huggingface_timm", "mmdet2", "mmdet3"]
+    parsers["convert"].add_argument("--to", choices=formats, default="original", help="the format to write")
+    parsers["convert"].add_argument(
+        "--classes", type=int, choices=[80, 91], help="turn COCO's 91 raw ids into its 80 contiguous classes, or back"
+    )
+    parsers["convert"].add_argument("--num_heads", type=int, default=8, help="heads of the transformer")
 
     parsers["check-data"].add_argument("--images", required=True, help="directory of the pictures")
     parsers["check-data"].add_argument("--annotations", required=True, help="COCO detection JSON")

@@ -1,6 +1,7 @@
 """The model: backbone, position encoding, transformer, DETR, checkpoints and prediction."""
 
 from detr_fast.models.checkpoints import CheckpointError, load_backbone_weights, load_weights, read_state_dict
+from detr_fast.models.convert import convert_checkpoint
 from detr_fast.models.detr import DETR, DETROutput
 from detr_fast.models.factories import (
     build_detr,
@@ -21,6 +22,7 @@ __all__ = [
     "DETROutput",
     "build_backbone",
     "build_detr",
+    "convert_checkpoint",
     "detr_resnet18",
     "detr_resnet34",
     "detr_resnet50",

@@ -45,7 +45,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         found = (
-            f"a mapping with the keys {_shorten(content)}" if isinstance(content, Mapping) else type(content).__name__
+            f"a mapping with the keys {shorten(content)}" if isinstance(content, Mapping) else type(content).__name__
         )
         raise CheckpointError(f"{path}: holds no state dict (names of parameters to tensors), but {found}")
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
@@ -86,7 +86,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         "of another shape": shapes,
     }
     if any(faults.values()):
-        lines = [f"{len(names)} {kind}: {_shorten(names)}" for kind, names in faults.items() if names]
+        lines = [f"{len(names)} {kind}: {shorten(names)}" for kind, names in faults.items() if names]
         raise CheckpointError("the checkpoint does not fit the model:\n  " + "\n  ".join(lines))
     model.load_state_dict(given)
 
@@ -135,7 +135,8 @@ def _has_other_classes(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -
     return same_width and given["class_embed.bias"].shape != own["class_embed.bias"].shape
 
 
-def _shorten(names: Any) -> str:
+def shorten(names: Any) -> str:
+    """Names for a message: the first few of them, and how many more there are."""
     listed = [str(name) for name in names]
     rest = f", and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
     return ", ".join(listed[:_LISTED]) + rest

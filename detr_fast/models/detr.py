@@ -14,6 +14,7 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
+from detr_fast.models.architecture import build_from_weights, from_huggingface_config
 from detr_fast.models.checkpoints import CheckpointError, load_weights, read_state_dict
 from detr_fast.models.checks import check_batch, check_categories, check_integers
 from detr_fast.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
@@ -194,10 +195,11 @@ class DETR(
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> DETR:
-        """Load what ``save_pretrained`` wrote, strictly; the model is in evaluation mode then.
+        """Load what ``save_pretrained`` wrote, ours or transformers', strictly; the model is in evaluation mode then.
 
         Args:
-            pretrained_model_name_or_path: a directory, or a repository on the Hugging Face hub.
+            pretrained_model_name_or_path: a directory, a repository on the Hugging Face hub, or a file of weights as
+                for :func:`detr_resnet50`, which is taken for a DETR of 8 heads unless ``num_heads`` says otherwise.
             **kwargs: arguments of :class:`DETR` in place of the saved ones, and huggingface_hub's own (``revision``,
                 ``cache_dir``, ...). With another ``num_classes`` everything but the class head is loaded, a warning
                 says so, and the categories saved with the old head are dropped.
@@ -206,6 +208,9 @@ class DETR(
             FileNotFoundError: there is no such directory, and no such repository can be reached.
             CheckpointError: the files cannot be read, or do not fit.
         """
+        path = Path(pretrained_model_name_or_path)
+        if path.is_file():
+            return build_from_weights(cls, path, kwargs)
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (LocalEntryNotFoundError, HFValidationError) as error:
@@ -220,6 +225,9 @@ class DETR(
             raise _nowhere(model_id)
         if config is None:
             raise CheckpointError(f"{model_id}: there is no config.json, which says how the model is built")
+        if config.get("model_type") == "detr":  # transformers'
+            given = {name: value for name, value in kwargs.items() if value != config.get(name)}
+            return build_from_weights(cls, _weights_of(model_id, hub_arguments), given, from_huggingface_config(config))
         unknown = sorted(config.keys() - cls._hub_mixin_init_parameters.keys())
         if unknown:
             raise CheckpointError(f"{model_id}: config.json is not a DETR's, it has the unknown keys {unknown}")
@@ -227,12 +235,14 @@ class DETR(
         if renumbered and kwargs.get("categories") == config.get("categories"):
             kwargs["categories"] = None  # they name the old classes
         model = cls(**kwargs)
-        if Path(model_id).is_dir():
-            weights = Path(model_id) / "model.safetensors"
-        else:
-            weights = Path(hf_hub_download(model_id, "model.safetensors", **hub_arguments))
-        load_weights(model, read_state_dict(weights))
+        load_weights(model, read_state_dict(_weights_of(model_id, hub_arguments)))
         return model.eval()
+
+
+def _weights_of(model_id: str, hub_arguments: dict[str, Any]) -> Path:
+    if Path(model_id).is_dir():
+        return Path(model_id) / "model.safetensors"
+    return Path(hf_hub_download(model_id, "model.safetensors", **hub_arguments))
 
 
 def _nowhere(name: str | Path) -> FileNotFoundError:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from detr_fast.models.checkpoints import CheckpointError, load_weights, read_state_dict
 from detr_fast.models.detr import DETR
 
 COCO_CLASSES = 91
@@ -22,8 +19,9 @@ def build_detr(
         backbone: a name of ``BACKBONES``.
         num_classes: without no-object. None takes the weights' number, and COCO's 91 where there are none. With another
             number than the weights' everything but the class head is loaded, and a warning says so.
-        weights: a checkpoint file (the original's .pth, or .safetensors), a directory written by ``save_pretrained``,
-            or a repository on the Hugging Face hub. None gives a random model.
+        weights: a checkpoint file (.pth or .safetensors; the original's, Hugging Face's or MMDetection's), a directory
+            written by ``save_pretrained``, ours or transformers', or a repository of one on the Hugging Face hub.
+            None gives a random model.
         **overrides: any other argument of :class:`DETR`.
 
     Returns:
@@ -35,20 +33,9 @@ def build_detr(
     """
     if weights is None:
         return DETR(COCO_CLASSES if num_classes is None else num_classes, backbone=backbone, **overrides)
-    if Path(weights).is_file():
-        state_dict = read_state_dict(weights)
-        model = DETR(_count_classes(state_dict) if num_classes is None else num_classes, backbone=backbone, **overrides)
-        load_weights(model, state_dict)
-        return model.eval()
     if num_classes is not None:
         overrides["num_classes"] = num_classes
     return DETR.from_pretrained(weights, backbone=backbone, **overrides)
-
-
-def _count_classes(state_dict: dict[str, Tensor]) -> int:
-    if "class_embed.bias" not in state_dict:
-        raise CheckpointError("the checkpoint has no class head (class_embed.bias), so it is none of DETR's")
-    return state_dict["class_embed.bias"].shape[0] - 1
 
 
 def detr_resnet50(num_classes: int | None = None, weights: str | Path | None = None, **overrides: Any) -> DETR:

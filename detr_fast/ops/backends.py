@@ -7,10 +7,11 @@ tensors at hand; the first that has nothing to say is taken, unless one was aske
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,6 +37,13 @@ class Backend:
     name: str
     load: Callable[[], Functions]  # imports on first use, so that nothing heavy is imported before
     unavailable: Callable[[torch.device], str | None]  # why it cannot run on this device, None where it can
+    variants: frozenset[str] = frozenset()  # what it computes beyond what every backend of its hot path does
+
+    def refusal(self, device: torch.device, variant: str | None) -> str | None:
+        """Why it cannot compute ``variant`` on this device, None where it can."""
+        if variant is not None and variant not in self.variants:
+            return f"it does not compute {variant!r}"
+        return self.unavailable(device)
 
 
 class Column:
@@ -46,27 +54,27 @@ class Column:
         self.backends = {backend.name: backend for backend in backends}
         COLUMNS[name] = self
 
-    def select(self, device: torch.device, backend: str | None = None) -> Functions:
-        """The functions of the backend to use on ``device``.
+    def select(self, device: torch.device, backend: str | None = None, variant: str | None = None) -> Functions:
+        """The functions of the backend to use on ``device``, for a variant that not every backend computes.
 
         ``backend`` comes before :func:`use_backend`, which comes before ``DETR_FAST_BACKEND``.
 
         Raises:
             BackendError: the backend asked for is unknown, or cannot run on ``device``; it says why.
         """
-        return self.choose(device, backend).load()
+        return self.choose(device, backend, variant).load()
 
-    def choose(self, device: torch.device, backend: str | None = None) -> Backend:
+    def choose(self, device: torch.device, backend: str | None = None, variant: str | None = None) -> Backend:
         """The backend that :meth:`select` takes."""
         wanted = backend or _chosen.get().get(self.name) or _from_environment(self)
         if wanted is not None:
             found = self._named(wanted)
-            if reason := found.unavailable(device):
+            if reason := found.refusal(device, variant):
                 raise BackendError(f"{self.name}: backend {wanted!r} cannot run on {device.type}: {reason}")
             return found
         reasons = []
         for candidate in self.backends.values():
-            reason = candidate.unavailable(device)
+            reason = candidate.refusal(device, variant)
             if reason is None:
                 return candidate
             reasons.append(f"{candidate.name}: {reason}")
@@ -81,9 +89,32 @@ class Column:
 COLUMNS: dict[str, Column] = {}
 
 
-def reference(functions: Functions, name: str = "reference") -> Backend:
+def reference(functions: Functions, name: str = "reference", variants: Iterable[str] = ()) -> Backend:
     """A backend in plain PyTorch: runs on any device."""
-    return Backend(name, lambda: functions, lambda device: None)
+    return Backend(name, lambda: functions, lambda device: None, frozenset(variants))
+
+
+def extension(functions: Functions, variants: Iterable[str] = ()) -> Backend:
+    """A backend in C++: on the CPU, with tensors as NumPy arrays."""
+    return Backend("cpp", lambda: functions, _extension_unavailable, frozenset(variants))
+
+
+def _extension_unavailable(device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return "it runs on the CPU only"
+    if torch.compiler.is_compiling():
+        return "torch.compile cannot trace it"
+    return why_no_extension()
+
+
+@cache
+def why_no_extension() -> str | None:
+    """Why there is no detr_fast._C, None where there is."""
+    try:
+        import detr_fast._C  # noqa: F401
+    except ImportError as error:
+        return f"the extension is not built ({error}); install the package with pip"
+    return None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detr_fast.ops.backends import Backend, Column, Functions
+from detr_fast.ops.backends import Backend, Column, Functions, why_no_extension
 from detr_fast.ops.targets import Targets
 
 CPU = torch.device("cpu")
@@ -260,15 +260,6 @@ def _extension() -> Any:
 
 
 @cache
-def _why_no_extension() -> str | None:
-    try:
-        _extension()
-    except ImportError as error:
-        return f"the extension is not built ({error}); install the package with pip"
-    return None
-
-
-@cache
 def _why_no_scipy() -> str | None:
     return None if find_spec("scipy") else "SciPy is not installed (pip install scipy)"
 
@@ -285,7 +276,7 @@ SCIPY: Functions = {
 COLUMN = Column(
     "linear_sum_assignment",
     [
-        Backend("cpp", lambda: CPP, lambda device: _why_no_extension()),
+        Backend("cpp", lambda: CPP, lambda device: why_no_extension()),
         Backend("scipy", lambda: SCIPY, lambda device: _why_no_scipy()),
     ],
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
-from detr_fast.ops.backends import Column, reference
+from detr_fast.ops.backends import Column, extension, reference
 from detr_fast.ops.pairwise_box import box_cxcywh_to_xyxy, box_iou, compute_dtype
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import MatchWeights
@@ -69,9 +72,11 @@ def focal_class_cost(logits: Tensor, weights: MatchWeights) -> Tensor:
     """
     p = logits.sigmoid()
     alpha, gamma, eps = weights.focal_alpha, weights.focal_gamma, weights.focal_eps
-    positive = alpha * (1 - p) ** gamma * -(p + eps).log()
-    negative = (1 - alpha) * p**gamma * -(1 - p + eps).log()
-    return positive - negative
+    if eps > 0:
+        surprise, relief = -(p + eps).log(), -(1 - p + eps).log()
+    else:
+        surprise, relief = softplus(-logits), softplus(logits)
+    return alpha * (1 - p) ** gamma * surprise - (1 - alpha) * p**gamma * relief
 
 
 def match_cost_reference(logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWeights) -> Tensor:
@@ -95,4 +100,36 @@ def match_cost_reference(logits: Tensor, boxes: Tensor, targets: Targets, weight
     return weights.cost_bbox * cost_bbox + weights.cost_class * cost_class - weights.cost_giou * giou
 
 
-COLUMN = Column("match_cost", [reference({"match_cost": match_cost_reference})])
+def match_cost_cpp(logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWeights) -> Tensor:
+    import detr_fast._C as _C
+
+    options = _C.MatchOptions(
+        focal=weights.class_cost == "focal",
+        corners=weights.l1_format == "xyxy",
+        cost_class=weights.cost_class,
+        cost_bbox=weights.cost_bbox,
+        cost_giou=weights.cost_giou,
+        focal_alpha=weights.focal_alpha,
+        focal_gamma=weights.focal_gamma,
+        focal_eps=weights.focal_eps,
+        giou_eps=weights.giou_eps,
+        box_scale=weights.box_scale,
+    )
+    dtype = compute_dtype(logits, boxes)
+    return torch.from_numpy(_C.match_cost(rows_of(logits, dtype), rows_of(boxes, dtype), *arrays_of(targets), options))
+
+
+def rows_of(predictions: Tensor, dtype: torch.dtype) -> np.ndarray:
+    """Predictions for the extension: the last axis contiguous, the others as they are."""
+    predictions = predictions.detach().to(dtype)
+    return (predictions if predictions.stride(-1) == 1 else predictions.contiguous()).numpy()
+
+
+def arrays_of(targets: Targets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, boxes and offsets for the extension."""
+    return targets.labels.contiguous().numpy(), targets.boxes.contiguous().numpy(), targets.offsets.numpy()
+
+
+COLUMN = Column(
+    "match_cost", [extension({"match_cost": match_cost_cpp}), reference({"match_cost": match_cost_reference})]
+)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+IOU_AWARE = ("varifocal", "ia_bce")  # class losses that look at the matched boxes
+
 
 @dataclass(frozen=True)
 class MatchWeights:
@@ -20,7 +22,7 @@ class MatchWeights:
     class_cost: Literal["softmax", "focal"] = "softmax"
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
-    focal_eps: float = 1e-8  # added to a probability before its logarithm
+    focal_eps: float = 1e-8  # added to a probability before its logarithm; with 0 the logarithm is taken of the logit
     l1_format: Literal["cxcywh", "xyxy"] = "cxcywh"
     giou_eps: float = 0.0  # smallest union and enclosure, in squared units of box_scale
     box_scale: float = 1.0  # boxes are multiplied by it before the GIoU; with giou_eps = 0 it changes nothing
@@ -53,13 +55,14 @@ class MatchWeights:
 class LossWeights:
     """The losses of matched and unmatched queries, and what they are divided by.
 
-    Presets as in :class:`MatchWeights`.
+    Presets as in :class:`MatchWeights`; those of RT-DETR and LW-DETR want a class score to be the box's IoU, or a blend
+    of the two, and go with ``MatchWeights.deformable()``.
     """
 
     loss_ce: float = 1.0
     loss_bbox: float = 5.0
     loss_giou: float = 2.0
-    class_loss: Literal["softmax", "focal"] = "softmax"
+    class_loss: Literal["softmax", "focal", "varifocal", "ia_bce"] = "softmax"
     no_object: float = 0.1  # cross-entropy weight of the no-object class (the original's eos_coef)
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
@@ -69,7 +72,7 @@ class LossWeights:
     box_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _one_of("class_loss", self.class_loss, ("softmax", "focal"))
+        _one_of("class_loss", self.class_loss, ("softmax", "focal", *IOU_AWARE))
         _one_of("normalizer", self.normalizer, ("targets", "matched"))
 
     @classmethod
@@ -86,6 +89,16 @@ class LossWeights:
     def deformable(cls) -> LossWeights:
         """Losses 2/5/2, sigmoid focal loss divided by the number of targets."""
         return cls(loss_ce=2.0, class_loss="focal")
+
+    @classmethod
+    def rt_detr(cls) -> LossWeights:
+        """Losses 1/5/2, varifocal loss (https://arxiv.org/abs/2008.13367, equation 2) with alpha 0.75."""
+        return cls(class_loss="varifocal", focal_alpha=0.75)
+
+    @classmethod
+    def lw_detr(cls) -> LossWeights:
+        """Losses 1/5/2, IoU-aware cross-entropy (https://arxiv.org/abs/2304.07527)."""
+        return cls(class_loss="ia_bce")
 
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from detr_fast import ops
+from detr_fast.ops.errors import cardinality_error, class_error
 from detr_fast.ops.set_loss import count_boxes, count_class_weight
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import LossWeights, MatchWeights
@@ -74,7 +75,9 @@ class SetCriterion(nn.Module):
         )
         total = sum((getattr(self.weights, name) * loss.sum() for name, loss in losses.items()), logits.new_zeros(()))
         with torch.no_grad():
-            errors = {"cardinality_error": cardinality_error(logits, targets, self.weights)}
+            errors = {
+                "cardinality_error": cardinality_error(logits, targets, softmax=self.weights.class_loss == "softmax")
+            }
             terms = _by_layer({**{name: loss.detach() for name, loss in losses.items()}, **errors})
             terms["class_error"] = class_error(logits[-1], targets, query_index[-1])
         return CriterionOutput(total, terms)
@@ -90,24 +93,6 @@ class SetCriterion(nn.Module):
             boxes, classes = (both / dist.get_world_size()).unbind()
             return boxes.clamp(min=1), classes.clamp(min=weights.min_class_normalizer)
         return max(boxes, 1), max(classes, weights.min_class_normalizer)
-
-
-def cardinality_error(logits: Tensor, targets: Targets, weights: LossWeights) -> Tensor:
-    """Mean absolute difference between the predicted and the true number of objects: [L,B,Q,C] to [L]."""
-    if weights.class_loss == "softmax":
-        predicted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1)
-    else:
-        predicted = (logits.amax(-1) > 0).sum(-1)  # a sigmoid above one half
-    return (predicted - targets.offsets.diff()).abs().float().mean(-1)
-
-
-def class_error(logits: Tensor, targets: Targets, query_index: Tensor) -> Tensor:
-    """Percentage of matched queries [Q,C] whose highest class is not their target's; 100 without any."""
-    query = torch.atleast_2d(query_index)  # [G,T]
-    matched = query >= 0
-    predicted = logits[targets.image_index(), query.clamp(min=0)].argmax(-1)
-    correct = (matched & (predicted == targets.labels)).sum()
-    return 100 - 100 * correct / matched.sum().clamp(min=1)
 
 
 def _by_layer(terms: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,21 @@
+// Class, L1 and GIoU cost of each target over the queries of its own image.
+#pragma once
+
+#include "packed.h"
+
+namespace detr_fast {
+
+struct MatchOptions {
+  bool focal;  // else softmax
+  bool corners;  // L1 on corners, else on centres and sizes
+  double cost_class, cost_bbox, cost_giou;
+  double focal_alpha, focal_gamma, focal_eps;
+  double giou_eps, box_scale;
+};
+
+// Writes cost [L,T,Q].
+template <typename T>
+void match_cost(const Predictions<T>& logits, const Predictions<T>& boxes, const PackedTargets& targets,
+                const MatchOptions& options, T* cost);
+
+}  // namespace detr_fast

@@ -1,0 +1,33 @@
+// Class, L1 and GIoU loss of matched queries, and their gradients.
+#pragma once
+
+#include "packed.h"
+
+namespace detr_fast {
+
+enum class ClassLoss { kSoftmax, kFocal, kVarifocal, kIaBce };
+
+struct LossOptions {
+  ClassLoss class_loss;
+  double no_object;
+  double focal_alpha, focal_gamma;
+  double giou_eps, box_scale;
+};
+
+struct Matches {
+  const int64_t* query;  // [L,G,T], -1 for none
+  int64_t groups;
+};
+
+// Writes the sums over each layer, undivided: losses [3,L], in the order class, L1, GIoU.
+template <typename T>
+void set_loss(const Predictions<T>& logits, const Predictions<T>& boxes, const PackedTargets& targets,
+              const Matches& matches, const LossOptions& options, double* losses);
+
+// Writes the gradients of sum(upstream * losses): grad_logits [L,B,Q,C] and grad_boxes [L,B,Q,4], both contiguous.
+template <typename T>
+void set_loss_backward(const Predictions<T>& logits, const Predictions<T>& boxes, const PackedTargets& targets,
+                       const Matches& matches, const LossOptions& options, const double* upstream, T* grad_logits,
+                       T* grad_boxes);
+
+}  // namespace detr_fast

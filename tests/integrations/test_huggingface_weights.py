@@ -1,0 +1,94 @@
+"""Weights of transformers' own DETR, there and back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="transformers is not installed; it is in the extra 'test'")
+
+from detr_fast import DETR
+from detr_fast.models import convert_checkpoint
+from detr_fast.models.formats import to_original
+
+
+@pytest.fixture(scope="module")
+def huggingface():
+    """A DETR of transformers with a ResNet-18, random weights and random statistics in its batch norms."""
+    from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
+
+    torch.manual_seed(0)
+    resnet = ResNetConfig(
+        hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic", out_features=["stage4"]
+    )
+    config = DetrConfig(
+        backbone_config=resnet,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        num_queries=7,
+        num_labels=5,
+        dropout=0.0,
+    )
+    model = DetrForObjectDetection(config).eval()
+    for name, buffer in model.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.5, 1.5)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(1)
+    mask = torch.zeros(2, 96, 128, dtype=torch.bool)
+    mask[1, :, 70:] = True
+    return torch.randn(2, 3, 96, 128), mask
+
+
+@torch.no_grad()
+def assert_the_same(ours, theirs, batch):
+    images, mask = batch
+    own, expected = ours(images, mask), theirs(pixel_values=images, pixel_mask=(~mask).long())
+    torch.testing.assert_close(own.pred_logits, expected.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(own.pred_boxes, expected.pred_boxes, rtol=0, atol=1e-5)
+    assert expected.logits.std() > 0.01
+
+
+def test_theirs_in_ours(huggingface, batch, tmp_path, caplog):
+    huggingface.save_pretrained(tmp_path)
+    ours = DETR.from_pretrained(tmp_path)
+    assert ours.categories[3] == {"id": 3, "name": "LABEL_3"}
+    assert_the_same(ours, huggingface, batch)
+    from_memory = to_original(huggingface.state_dict())  # the newer names
+    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in from_memory.items())
+    assert not caplog.records
+    renumbered = DETR.from_pretrained(tmp_path, num_classes=9)
+    assert (renumbered.num_classes, renumbered.categories) == (9, None)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"auxiliary_loss": True}))
+    DETR.from_pretrained(tmp_path)
+    assert "normalises between its decoder layers" in caplog.text
+
+
+def test_ours_in_theirs(huggingface, batch, tmp_path):
+    from transformers import DetrForObjectDetection
+
+    huggingface.save_pretrained(tmp_path / "theirs")
+    ours = DETR.from_pretrained(tmp_path / "theirs")
+    torch.save({"model": ours.state_dict()}, tmp_path / "ours.pth")
+    done = convert_checkpoint(tmp_path / "ours.pth", tmp_path / "converted", "huggingface", num_heads=4)
+    assert "(huggingface)" in done
+    converted = DetrForObjectDetection.from_pretrained(tmp_path / "converted").eval()
+    assert_the_same(ours, converted, batch)
+    expected = huggingface.state_dict()
+    assert converted.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in converted.state_dict().items())
+    assert json.loads((tmp_path / "converted/config.json").read_text())["decoder_layers"] == 2
