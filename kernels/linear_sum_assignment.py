@@ -214,5 +214,5 @@ def launch_options(largest_image: int, num_queries: int) -> dict[str, int]:
     block_rows = max(16, triton.next_power_of_2(min(largest_image, num_queries)))
     block_cols = max(64, triton.next_power_of_2(max(largest_image, num_queries)))
     num_warps = min(16, max(1, block_cols // 128))
-    chunk = max(4, min(block_cols, 1024 * num_warps // block_rows))
+    chunk = max(1, min(block_cols, 256 * num_warps // block_rows))
     return {"BLOCK_ROWS": block_rows, "BLOCK_COLS": block_cols, "CHUNK": chunk, "num_warps": num_warps}

@@ -31,6 +31,7 @@ class Backend:
     name: str
     load: Callable[[], Functions]  # imports on first use, so that nothing heavy is imported before
     unavailable: Callable[[torch.device], str | None]  # why it cannot run on this device, None where it can
+    device_types: tuple[str, ...] | None = None  # where it is taken without being asked for; None: everywhere
 
 
 class Column:
@@ -62,6 +63,8 @@ class Column:
         reasons = []
         for candidate in self.backends.values():
             reason = candidate.unavailable(device)
+            if reason is None and device.type not in (candidate.device_types or (device.type,)):
+                reason = "only runs there when asked for"
             if reason is None:
                 return candidate
             reasons.append(f"{candidate.name}: {reason}")
@@ -79,6 +82,21 @@ COLUMNS: dict[str, Column] = {}
 def reference(functions: Functions, name: str = "reference") -> Backend:
     """A backend in plain PyTorch: runs on any device."""
     return Backend(name, lambda: functions, lambda device: None)
+
+
+def triton_backend(load: Callable[[], Functions]) -> Backend:
+    """A backend in Triton: runs on CUDA devices, and in Triton's interpreter where it is asked for."""
+    return Backend("triton", load, _triton_unavailable, device_types=("cuda",))
+
+
+def _triton_unavailable(device: torch.device) -> str | None:
+    try:
+        import triton
+    except ImportError as error:
+        return f"Triton is not installed ({error}); install triton with pip"
+    if device.type == "cpu" and not triton.knobs.runtime.interpret:
+        return "Triton needs a GPU; TRITON_INTERPRET=1, set before it is first used, interprets its kernels"
+    return None
 
 
 @contextmanager

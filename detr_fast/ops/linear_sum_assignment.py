@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detr_fast.ops.backends import Backend, Column, Functions
+from detr_fast.ops.backends import Backend, Column, Functions, triton_backend
 from detr_fast.ops.targets import Targets
 
 
@@ -63,8 +63,9 @@ def batch_linear_sum_assignment(
         raise ValueError(f"cost must be [L,T,Q] with T the sum of the sizes {sizes}, got {list(cost.shape)}")
     if groups < 1 or cost.shape[2] % groups:
         raise ValueError(f"{cost.shape[2]} queries cannot be divided into {groups} groups")
+    offsets = targets_or_sizes.offsets if isinstance(targets_or_sizes, Targets) else None
     solve = COLUMN.select(cost.device, backend)["batch_linear_sum_assignment"]
-    index = solve(cost.detach(), sizes, groups)  # [L,G,T]
+    index = solve(cost.detach(), sizes, groups, offsets)  # [L,G,T]
     return index if groups > 1 else index[:, 0]
 
 
@@ -94,7 +95,9 @@ def linear_sum_assignment_cpp(cost: np.ndarray, maximize: bool) -> tuple[np.ndar
     return _C.solve(-cost if maximize else cost)
 
 
-def batch_linear_sum_assignment_cpp(cost: Tensor, sizes: list[int], groups: int) -> Tensor:
+def batch_linear_sum_assignment_cpp(
+    cost: Tensor, sizes: list[int], groups: int, offsets: Tensor | None = None
+) -> Tensor:
     import detr_fast._C as _C
 
     array = _to_numpy(cost)
@@ -110,7 +113,9 @@ def linear_sum_assignment_scipy(cost: np.ndarray, maximize: bool) -> tuple[np.nd
     return solve(cost, maximize)
 
 
-def batch_linear_sum_assignment_scipy(cost: Tensor, sizes: list[int], groups: int) -> Tensor:
+def batch_linear_sum_assignment_scipy(
+    cost: Tensor, sizes: list[int], groups: int, offsets: Tensor | None = None
+) -> Tensor:
     array = _to_numpy(cost)  # [L,T,Q]
     num_layers, num_targets, num_queries = array.shape
     index = np.full((num_layers, groups, num_targets), -1, dtype=np.int64)
@@ -126,6 +131,16 @@ def batch_linear_sum_assignment_scipy(cost: Tensor, sizes: list[int], groups: in
                 index[layer, group, start + target] = queries[query]
                 start += size
     return torch.from_numpy(index).to(cost.device)
+
+
+def _load_triton() -> Functions:
+    from detr_fast.kernels.linear_sum_assignment import batch_linear_sum_assignment_triton
+
+    # A single NumPy matrix is solved where it lies.
+    return {
+        "linear_sum_assignment": linear_sum_assignment_cpp,
+        "batch_linear_sum_assignment": batch_linear_sum_assignment_triton,
+    }
 
 
 def _load_cpp() -> Functions:
@@ -158,5 +173,9 @@ def _scipy_unavailable(device: torch.device) -> str | None:
 
 COLUMN = Column(
     "linear_sum_assignment",
-    [Backend("cpp", _load_cpp, _cpp_unavailable), Backend("scipy", _load_scipy, _scipy_unavailable)],
+    [
+        triton_backend(_load_triton),
+        Backend("cpp", _load_cpp, _cpp_unavailable),
+        Backend("scipy", _load_scipy, _scipy_unavailable),
+    ],
 )
