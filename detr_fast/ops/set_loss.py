@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from detr_fast.ops.backends import Column, reference
+from detr_fast.ops.backends import Column, Functions, reference, triton_backend
 from detr_fast.ops.match_cost import check_predictions
 from detr_fast.ops.pairwise_box import box_cxcywh_to_xyxy, box_iou, compute_dtype
 from detr_fast.ops.targets import Targets
@@ -150,4 +150,10 @@ def _box_losses(boxes: Tensor, targets: Targets, query_index: Tensor, weights: L
     return loss_bbox, loss_giou
 
 
-COLUMN = Column("set_loss", [reference({"set_loss": set_loss_reference})])
+def _load_triton() -> Functions:
+    from detr_fast.kernels.set_loss import set_loss_triton
+
+    return {"set_loss": set_loss_triton}
+
+
+COLUMN = Column("set_loss", [triton_backend(_load_triton), reference({"set_loss": set_loss_reference})])

@@ -1,0 +1,420 @@
+"""Class, L1 and GIoU losses of all layers and their gradients: two launches forward, one backward."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from detr_fast.kernels.faults import LABEL_OUT_OF_RANGE, report_fault, status_word
+
+if TYPE_CHECKING:
+    from detr_fast.ops.targets import Targets
+    from detr_fast.ops.weights import LossWeights
+
+_LABEL_OUT_OF_RANGE: tl.constexpr = tl.constexpr(LABEL_OUT_OF_RANGE)
+_CHUNK: tl.constexpr = tl.constexpr(32)  # of targets looked through at a time
+
+
+@triton.jit
+def _matched_target(query, index_ptr, first_target, last_target, num_targets, num_groups, BLOCK: tl.constexpr):
+    """The target each query of an image was matched to, -1 for none: int32 [BLOCK]."""
+    target = tl.full([BLOCK], -1, tl.int32)
+    for group in range(num_groups):
+        for start in range(first_target, last_target, _CHUNK):
+            candidate = start + tl.arange(0, _CHUNK)
+            index = tl.load(index_ptr + group * num_targets + candidate, mask=candidate < last_target, other=-1)
+            here = index[None, :] == query[:, None]  # [BLOCK,_CHUNK]
+            target = tl.maximum(target, tl.max(tl.where(here, candidate[None, :], -1), 1))
+    return target
+
+
+@triton.jit
+def _load_box(ptr, row, mask, SCALE: tl.constexpr, DTYPE: tl.constexpr):
+    """Centre and size of boxes [...,4], and their corners scaled."""
+    cx = tl.load(ptr + row * 4, mask=mask, other=0.0).to(DTYPE)
+    cy = tl.load(ptr + row * 4 + 1, mask=mask, other=0.0).to(DTYPE)
+    w = tl.load(ptr + row * 4 + 2, mask=mask, other=0.0).to(DTYPE)
+    h = tl.load(ptr + row * 4 + 3, mask=mask, other=0.0).to(DTYPE)
+    x0, y0, x1, y1 = (cx - w / 2) * SCALE, (cy - h / 2) * SCALE, (cx + w / 2) * SCALE, (cy + h / 2) * SCALE
+    return cx, cy, w, h, x0, y0, x1, y1
+
+
+@triton.jit
+def _areas(ax0, ay0, ax1, ay1, bx0, by0, bx1, by1):
+    """Sides of the overlap (negative where there is none) and of the enclosure, and the union's area."""
+    overlap_w = tl.minimum(ax1, bx1) - tl.maximum(ax0, bx0)
+    overlap_h = tl.minimum(ay1, by1) - tl.maximum(ay0, by0)
+    enclosing_w = tl.maximum(ax1, bx1) - tl.minimum(ax0, bx0)
+    enclosing_h = tl.maximum(ay1, by1) - tl.minimum(ay0, by0)
+    intersection = tl.maximum(overlap_w, 0.0) * tl.maximum(overlap_h, 0.0)
+    union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - intersection
+    return overlap_w, overlap_h, enclosing_w, enclosing_h, intersection, union
+
+
+@triton.jit
+def _divisors(union, enclosure, EPS: tl.constexpr):
+    """What union and enclosure divide by, never 0, and whether each divides at all."""
+    if EPS > 0:
+        return tl.maximum(union, EPS), tl.maximum(enclosure, EPS), union >= EPS, enclosure >= EPS
+    return tl.where(union == 0, 1.0, union), tl.where(enclosure == 0, 1.0, enclosure), union != 0, enclosure != 0
+
+
+@triton.jit
+def _pull(a, b):
+    """Derivative of max(a, b) in a, halved at a tie as PyTorch does."""
+    return tl.where(a > b, 1.0, tl.where(a == b, 0.5, 0.0)).to(a.dtype)
+
+
+@triton.jit
+def _binary_terms(z):
+    """sigmoid(z), sigmoid(-z) and -log(sigmoid(z)), each to full relative accuracy."""
+    e = tl.exp(-tl.abs(z))
+    u = 1 + e
+    # log1p(e) from log alone: what rounding made of u - 1 corrects the logarithm.
+    log1p = tl.where(u == 1, e, tl.log(u) * (e / tl.where(u == 1, e, u - 1)))
+    return tl.where(z >= 0, 1, e) / u, tl.where(z >= 0, e, 1) / u, tl.maximum(-z, 0) + log1p
+
+
+@triton.jit
+def _power(base, EXPONENT: tl.constexpr):
+    if EXPONENT == 2:
+        return base * base
+    elif EXPONENT == 0:
+        return tl.full(base.shape, 1, base.dtype)
+    else:
+        return tl.where(base > 0, tl.exp(EXPONENT * tl.log(base)), 0)
+
+
+@triton.jit
+def _rows(num_images, num_queries, BLOCK_Q: tl.constexpr):
+    """The layer, image and queries of a program, and the queries' rows in [L,B,Q]."""
+    layer = tl.program_id(0) // num_images
+    image = tl.program_id(0) % num_images
+    query = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    return layer, image, query, tl.program_id(0).to(tl.int64) * num_queries + query
+
+
+@triton.jit
+def _load_logits(logits_ptr, row, col, inside, num_classes, DTYPE: tl.constexpr):
+    logits = tl.load(logits_ptr + row[:, None] * num_classes + col[None, :], mask=inside, other=-float("inf"))
+    return logits.to(DTYPE)  # [BLOCK_Q,BLOCK_C]
+
+
+@triton.jit
+def set_loss_fwd_kernel(
+    logits_ptr,  # [L,B,Q,C]
+    boxes_ptr,  # [L,B,Q,4]
+    labels_ptr,  # int64 [T]
+    target_boxes_ptr,  # [T,4]
+    offsets_ptr,  # int32 [B+1]
+    index_ptr,  # int64 [L,G,T]
+    partial_ptr,  # [L,3,B*blocks]
+    status_ptr,  # int64 [1]
+    num_images,
+    num_queries,
+    num_classes,
+    num_targets,
+    num_groups,
+    SOFTMAX: tl.constexpr,
+    NO_OBJECT: tl.constexpr,
+    ALPHA: tl.constexpr,
+    GAMMA: tl.constexpr,
+    EPS: tl.constexpr,
+    SCALE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Sums of the three losses over a block of an image's queries, not yet divided."""
+    layer, image, query, row = _rows(num_images, num_queries, BLOCK_Q)
+    first_target = tl.load(offsets_ptr + image)
+    last_target = tl.load(offsets_ptr + image + 1)
+    index_ptr += layer.to(tl.int64) * num_groups * num_targets
+    target = _matched_target(query, index_ptr, first_target, last_target, num_targets, num_groups, BLOCK_Q)
+    matched = target >= 0
+    label = tl.load(labels_ptr + target, mask=matched, other=-1).to(tl.int32)
+
+    out_of_range = matched & ((label < 0) | (label >= num_classes - SOFTMAX))
+    first_bad = tl.min(tl.where(out_of_range, target, num_targets), 0)
+    if first_bad < num_targets:
+        report_fault(status_ptr, layer, 0, image, first_bad - first_target, _LABEL_OUT_OF_RANGE)
+
+    col = tl.arange(0, BLOCK_C)
+    inside = (query[:, None] < num_queries) & (col[None, :] < num_classes)
+    logits = _load_logits(logits_ptr, row, col, inside, num_classes, DTYPE)
+    if SOFTMAX:
+        label = tl.where(matched, label, num_classes - 1)
+        peak = tl.max(logits, 1)
+        log_sum = tl.log(tl.sum(tl.exp(logits - peak[:, None]), 1))
+        of_label = tl.sum(tl.where(col[None, :] == label[:, None], logits, 0), 1)
+        class_loss = log_sum - (of_label - peak)
+        class_loss = tl.where(query < num_queries, tl.where(matched, class_loss, NO_OBJECT * class_loss), 0)
+    else:
+        positive = col[None, :] == label[:, None]
+        _, miss, cross_entropy = _binary_terms(tl.where(positive, logits, -logits))
+        loss = _power(miss, GAMMA) * cross_entropy
+        loss = tl.where(positive, ALPHA * loss, (1 - ALPHA) * loss)
+        class_loss = tl.sum(tl.where(inside, loss, 0), 1)
+
+    cx, cy, w, h, x0, y0, x1, y1 = _load_box(boxes_ptr, row, matched, SCALE, DTYPE)
+    tcx, tcy, tw, th, tx0, ty0, tx1, ty1 = _load_box(target_boxes_ptr, target, matched, SCALE, DTYPE)
+    l1 = tl.abs(cx - tcx) + tl.abs(cy - tcy) + tl.abs(w - tw) + tl.abs(h - th)
+    _, _, enclosing_w, enclosing_h, intersection, union = _areas(x0, y0, x1, y1, tx0, ty0, tx1, ty1)
+    enclosure = enclosing_w * enclosing_h
+    union_divisor, enclosure_divisor, _, encloses = _divisors(union, enclosure, EPS)
+    if EPS > 0:
+        outside = enclosure_divisor - union_divisor
+    else:
+        outside = tl.where(encloses, enclosure - union, 0)
+    giou = intersection / union_divisor - outside / enclosure_divisor
+    giou_loss = tl.where(matched, 1 - giou, 0)
+
+    num_partials = num_images * tl.num_programs(1)
+    partial_ptr += layer.to(tl.int64) * 3 * num_partials + image * tl.num_programs(1) + tl.program_id(1)
+    tl.store(partial_ptr, tl.sum(class_loss, 0))
+    tl.store(partial_ptr + num_partials, tl.sum(l1, 0))
+    tl.store(partial_ptr + 2 * num_partials, tl.sum(giou_loss, 0))
+
+
+@triton.jit
+def _sum_in_order(ptr, count, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    total = tl.zeros([BLOCK], DTYPE)
+    for start in range(0, count, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        total += tl.load(ptr + place, mask=place < count, other=0.0)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def set_loss_reduce_kernel(
+    partial_ptr,  # [L,3,P]
+    num_boxes_ptr,  # []
+    class_normalizer_ptr,  # []
+    loss_ce_ptr,  # [L]
+    loss_bbox_ptr,  # [L]
+    loss_giou_ptr,  # [L]
+    num_partials,
+    SOFTMAX: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    layer = tl.program_id(0)
+    partial_ptr += layer.to(tl.int64) * 3 * num_partials
+    num_boxes = tl.load(num_boxes_ptr)
+    class_divisor = tl.load(class_normalizer_ptr) if SOFTMAX else num_boxes
+    tl.store(loss_ce_ptr + layer, _sum_in_order(partial_ptr, num_partials, DTYPE, BLOCK) / class_divisor)
+    tl.store(loss_bbox_ptr + layer, _sum_in_order(partial_ptr + num_partials, num_partials, DTYPE, BLOCK) / num_boxes)
+    tl.store(
+        loss_giou_ptr + layer, _sum_in_order(partial_ptr + 2 * num_partials, num_partials, DTYPE, BLOCK) / num_boxes
+    )
+
+
+@triton.jit
+def set_loss_bwd_kernel(
+    logits_ptr,  # [L,B,Q,C]
+    boxes_ptr,  # [L,B,Q,4]
+    labels_ptr,  # int64 [T]
+    target_boxes_ptr,  # [T,4]
+    offsets_ptr,  # int32 [B+1]
+    index_ptr,  # int64 [L,G,T]
+    num_boxes_ptr,  # []
+    class_normalizer_ptr,  # []
+    grad_ce_ptr,  # [L]
+    grad_bbox_ptr,  # [L]
+    grad_giou_ptr,  # [L]
+    grad_logits_ptr,  # [L,B,Q,C]
+    grad_boxes_ptr,  # [L,B,Q,4]
+    grad_ce_stride,
+    grad_bbox_stride,
+    grad_giou_stride,
+    num_images,
+    num_queries,
+    num_classes,
+    num_targets,
+    num_groups,
+    SOFTMAX: tl.constexpr,
+    NO_OBJECT: tl.constexpr,
+    ALPHA: tl.constexpr,
+    GAMMA: tl.constexpr,
+    EPS: tl.constexpr,
+    SCALE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Both gradients of a block of an image's queries, each element written once."""
+    layer, image, query, row = _rows(num_images, num_queries, BLOCK_Q)
+    first_target = tl.load(offsets_ptr + image)
+    last_target = tl.load(offsets_ptr + image + 1)
+    index_ptr += layer.to(tl.int64) * num_groups * num_targets
+    target = _matched_target(query, index_ptr, first_target, last_target, num_targets, num_groups, BLOCK_Q)
+    matched = target >= 0
+    label = tl.load(labels_ptr + target, mask=matched, other=-1).to(tl.int32)
+    num_boxes = tl.load(num_boxes_ptr)
+    class_divisor = tl.load(class_normalizer_ptr) if SOFTMAX else num_boxes
+    grad_ce = tl.load(grad_ce_ptr + layer * grad_ce_stride) / class_divisor
+    grad_bbox = tl.load(grad_bbox_ptr + layer * grad_bbox_stride) / num_boxes
+    grad_giou = tl.load(grad_giou_ptr + layer * grad_giou_stride) / num_boxes
+
+    col = tl.arange(0, BLOCK_C)
+    inside = (query[:, None] < num_queries) & (col[None, :] < num_classes)
+    logits = _load_logits(logits_ptr, row, col, inside, num_classes, DTYPE)
+    if SOFTMAX:
+        label = tl.where(matched, label, num_classes - 1)
+        exp = tl.exp(logits - tl.max(logits, 1)[:, None])
+        softmax = exp / tl.sum(exp, 1)[:, None]
+        grad = tl.where(col[None, :] == label[:, None], softmax - 1, softmax)
+        grad *= tl.where(matched, grad_ce, NO_OBJECT * grad_ce)[:, None]
+    else:
+        positive = col[None, :] == label[:, None]
+        hit, miss, cross_entropy = _binary_terms(tl.where(positive, logits, -logits))
+        slope = _power(miss, GAMMA) * (GAMMA * hit * cross_entropy + miss)
+        grad = tl.where(positive, -ALPHA * slope, (1 - ALPHA) * slope) * grad_ce
+    tl.store(grad_logits_ptr + row[:, None] * num_classes + col[None, :], grad, mask=inside)
+
+    cx, cy, w, h, x0, y0, x1, y1 = _load_box(boxes_ptr, row, matched, SCALE, DTYPE)
+    tcx, tcy, tw, th, tx0, ty0, tx1, ty1 = _load_box(target_boxes_ptr, target, matched, SCALE, DTYPE)
+    overlap_w, overlap_h, enclosing_w, enclosing_h, intersection, union = _areas(x0, y0, x1, y1, tx0, ty0, tx1, ty1)
+    union_divisor, enclosure_divisor, has_union, encloses = _divisors(union, enclosing_w * enclosing_h, EPS)
+    # Derivatives of 1 - giou in the areas, then in the sides, then in the corners.
+    by_union = tl.where(has_union, intersection / union_divisor / union_divisor, 0)
+    if EPS > 0:
+        by_union -= tl.where(has_union, 1 / enclosure_divisor, 0)
+        numerator = union_divisor
+        by_intersection = -1 / union_divisor
+    else:
+        by_union -= tl.where(encloses, 1 / enclosure_divisor, 0)
+        numerator = union
+        by_intersection = tl.where(has_union, -1 / union_divisor, 0)
+    by_enclosure = tl.where(encloses, numerator / enclosure_divisor / enclosure_divisor, 0)
+    by_intersection -= by_union
+    by_overlap_w = tl.where(overlap_w >= 0, by_intersection * tl.maximum(overlap_h, 0), 0)
+    by_overlap_h = tl.where(overlap_h >= 0, by_intersection * tl.maximum(overlap_w, 0), 0)
+    by_w, by_h = by_union * (y1 - y0), by_union * (x1 - x0)
+    by_enclosing_w, by_enclosing_h = by_enclosure * enclosing_h, by_enclosure * enclosing_w
+    by_x0 = -by_w - by_overlap_w * _pull(x0, tx0) - by_enclosing_w * _pull(tx0, x0)
+    by_y0 = -by_h - by_overlap_h * _pull(y0, ty0) - by_enclosing_h * _pull(ty0, y0)
+    by_x1 = by_w + by_overlap_w * _pull(tx1, x1) + by_enclosing_w * _pull(x1, tx1)
+    by_y1 = by_h + by_overlap_h * _pull(ty1, y1) + by_enclosing_h * _pull(y1, ty1)
+    grad_giou *= SCALE
+    _store_box_grad(grad_boxes_ptr, row, query < num_queries, matched, grad_bbox, cx - tcx, grad_giou * (by_x0 + by_x1))
+    grad_boxes_ptr += 1
+    _store_box_grad(grad_boxes_ptr, row, query < num_queries, matched, grad_bbox, cy - tcy, grad_giou * (by_y0 + by_y1))
+    grad_boxes_ptr += 1
+    grad_giou *= 0.5
+    _store_box_grad(grad_boxes_ptr, row, query < num_queries, matched, grad_bbox, w - tw, grad_giou * (by_x1 - by_x0))
+    grad_boxes_ptr += 1
+    _store_box_grad(grad_boxes_ptr, row, query < num_queries, matched, grad_bbox, h - th, grad_giou * (by_y1 - by_y0))
+
+
+@triton.jit
+def _store_box_grad(ptr, row, inside, matched, grad_bbox, difference, giou_grad):
+    """One coordinate's gradient: the L1 loss's, signed as the difference, and the GIoU loss's."""
+    l1_grad = tl.where(difference > 0, grad_bbox, tl.where(difference < 0, -grad_bbox, 0))
+    tl.store(ptr + row * 4, tl.where(matched, l1_grad + giou_grad, 0), mask=inside)
+
+
+class _SetLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        logits: Tensor,  # [L,B,Q,C]
+        boxes: Tensor,  # [L,B,Q,4]
+        targets: Targets,
+        query_index: Tensor,  # [L,G,T]
+        weights: LossWeights,
+        num_boxes: Tensor,  # []
+        class_normalizer: Tensor,  # []
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        num_layers, num_images, num_queries, num_classes = logits.shape
+        options = launch_options(num_queries, num_classes, weights, num_boxes.dtype)
+        blocks = triton.cdiv(num_queries, options["BLOCK_Q"])
+        partial = num_boxes.new_empty(num_layers, 3, num_images * blocks)
+        inputs = (
+            logits.contiguous(),
+            boxes.contiguous(),
+            targets.labels,
+            targets.boxes,
+            targets.offsets,
+            query_index.contiguous(),
+        )
+        sizes = (num_images, num_queries, num_classes, targets.num_targets, query_index.shape[1])
+        if partial.numel():
+            set_loss_fwd_kernel[(num_layers * num_images, blocks)](
+                *inputs, partial, status_word(logits.device), *sizes, **options
+            )
+        losses = [num_boxes.new_empty(num_layers) for _ in range(3)]
+        if num_layers:
+            set_loss_reduce_kernel[(num_layers,)](
+                partial,
+                num_boxes,
+                class_normalizer,
+                *losses,
+                partial.shape[2],
+                SOFTMAX=options["SOFTMAX"],
+                DTYPE=options["DTYPE"],
+                BLOCK=256,
+            )
+        ctx.save_for_backward(*inputs, num_boxes, class_normalizer)
+        ctx.sizes, ctx.options, ctx.blocks = sizes, options, blocks
+        return losses[0], losses[1], losses[2]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        logits, boxes = ctx.saved_tensors[:2]
+        grad_logits, grad_boxes = torch.empty_like(logits), torch.empty_like(boxes)
+        if grad_boxes.numel():
+            set_loss_bwd_kernel[(logits.shape[0] * logits.shape[1], ctx.blocks)](
+                *ctx.saved_tensors,
+                *grads,
+                grad_logits,
+                grad_boxes,
+                *(grad.stride(0) for grad in grads),
+                *ctx.sizes,
+                **ctx.options,
+            )
+        return grad_logits, grad_boxes, None, None, None, None, None
+
+
+def set_loss_triton(
+    logits: Tensor,  # [L,B,Q,C]
+    boxes: Tensor,  # [L,B,Q,4]
+    targets: Targets,
+    query_index: Tensor,  # [L,G,T]
+    weights: LossWeights,
+    num_boxes: Tensor | float,
+    class_normalizer: Tensor | float,
+) -> dict[str, Tensor]:
+    dtype = torch.float64 if logits.dtype == boxes.dtype == torch.float64 else torch.float32
+    divisors = (_as_scalar(divisor, dtype, logits.device) for divisor in (num_boxes, class_normalizer))
+    losses = _SetLoss.apply(logits, boxes, targets, query_index, weights, *divisors)
+    return dict(zip(("loss_ce", "loss_bbox", "loss_giou"), losses, strict=True))
+
+
+def _as_scalar(value: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach().to(device, dtype, non_blocking=True)
+    return torch.full((), value, dtype=dtype, device=device)
+
+
+def launch_options(num_queries: int, num_classes: int, weights: LossWeights, dtype: torch.dtype) -> dict[str, Any]:
+    """Compile-time numbers of the forward and the backward kernel."""
+    block_c = triton.next_power_of_2(num_classes)
+    return {
+        "SOFTMAX": weights.class_loss == "softmax",
+        "NO_OBJECT": weights.no_object,
+        "ALPHA": weights.focal_alpha,
+        "GAMMA": weights.focal_gamma,
+        "EPS": weights.giou_eps,
+        "SCALE": weights.box_scale,
+        "DTYPE": tl.float64 if dtype == torch.float64 else tl.float32,
+        "BLOCK_Q": min(64, triton.next_power_of_2(num_queries), max(1, 1024 // block_c)),
+        "BLOCK_C": block_c,
+        "num_warps": min(16, max(4, block_c // 512)),
+    }
