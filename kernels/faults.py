@@ -10,6 +10,7 @@ from torch import Tensor
 INVALID_COST = 0
 INFEASIBLE_COST = 1
 LABEL_OUT_OF_RANGE = 2
+TOO_MANY_TARGETS = 3
 NOT_A_TARGET = (1 << 20) - 1
 
 _MESSAGES = {
@@ -17,6 +18,7 @@ _MESSAGES = {
     INFEASIBLE_COST: "the cost matrix is infeasible",
     LABEL_OUT_OF_RANGE: "the label is out of range; build the model with more classes or map the labels "
     "to contiguous ones",
+    TOO_MANY_TARGETS: "there are more targets than the sizes allow that the solver was launched for",
 }
 _NO_FAULT = torch.iinfo(torch.int64).max
 _words: dict[torch.device, Tensor] = {}

@@ -7,11 +7,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detr_fast.kernels.faults import INFEASIBLE_COST, INVALID_COST, NOT_A_TARGET, report_fault, status_word
+from detr_fast.kernels.faults import (
+    INFEASIBLE_COST,
+    INVALID_COST,
+    NOT_A_TARGET,
+    TOO_MANY_TARGETS,
+    report_fault,
+    status_word,
+)
 
 MAX_SIDE = 4096  # larger problems do not fit into a program's registers
 _INVALID: tl.constexpr = tl.constexpr(INVALID_COST)
 _INFEASIBLE: tl.constexpr = tl.constexpr(INFEASIBLE_COST)
+_TOO_MANY: tl.constexpr = tl.constexpr(TOO_MANY_TARGETS)
 _NOT_A_TARGET: tl.constexpr = tl.constexpr(NOT_A_TARGET)
 
 
@@ -44,7 +52,7 @@ def _cheapest_columns(
     return least.to(tl.float64), least_col, invalid
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_images", "num_groups", "num_targets", "num_queries"])
 def linear_sum_assignment_kernel(
     cost_ptr,  # [L,T,G*Q]
     offsets_ptr,  # int32 [B+1]
@@ -86,7 +94,8 @@ def linear_sum_assignment_kernel(
         cost_ptr, row_stride, col_stride, num_rows, num_cols, BLOCK_ROWS, CHUNK
     )
     valid = tl.max(invalid, 0) == 0
-    feasible = valid
+    fits = (num_rows <= BLOCK_ROWS) & (num_cols <= BLOCK_COLS)
+    feasible = valid & fits
 
     INF: tl.constexpr = float("inf")
     KEY: tl.constexpr = tl.int32 if 2 * BLOCK_COLS * BLOCK_COLS * BLOCK_ROWS <= 2**31 else tl.int64
@@ -94,7 +103,7 @@ def linear_sum_assignment_kernel(
     col_dual = tl.zeros([BLOCK_COLS], tl.float64)
     col_of_row = tl.full([BLOCK_ROWS], -1, tl.int32)
     row_of_col = tl.full([BLOCK_COLS], -1, tl.int32)
-    duals_fell_only = valid
+    duals_fell_only = feasible
     start_row = 0
     while (start_row < num_rows) & feasible:
         # Column duals are 0 where free and otherwise only fall, so a row's cheapest column, if free, is nearest.
@@ -155,7 +164,9 @@ def linear_sum_assignment_kernel(
         least_col = tl.where(least_col == sink, -1, least_col)
         start_row += 1
 
-    if valid == 0:
+    if fits == 0:
+        report_fault(status_ptr, layer, group, image, _NOT_A_TARGET, _TOO_MANY)
+    elif valid == 0:
         first_invalid = tl.min(tl.where(invalid != 0, row, BLOCK_ROWS), 0)
         report_fault(status_ptr, layer, group, image, tl.where(by_target, first_invalid, _NOT_A_TARGET), _INVALID)
     elif feasible == 0:
@@ -178,7 +189,8 @@ def batch_linear_sum_assignment_triton(
 ) -> Tensor:  # int64 [L,G,T]
     """The query of each target. Never waits for the device.
 
-    A problem whose cost is invalid or infeasible is given -1 throughout, and :func:`raise_faults` raises.
+    With ``offsets``, ``sizes`` only bounds the largest image: a captured CUDA graph is launched for the
+    greatest sizes and reads the true ones. A problem whose cost is invalid or infeasible is given -1 throughout, and :func:`raise_faults` raises.
     """
     num_layers, num_targets, num_queries = cost.shape[0], cost.shape[1], cost.shape[2] // groups
     index_shape = (num_layers, groups, num_targets)

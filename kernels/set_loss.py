@@ -20,6 +20,20 @@ _LABEL_OUT_OF_RANGE: tl.constexpr = tl.constexpr(LABEL_OUT_OF_RANGE)
 _CHUNK: tl.constexpr = tl.constexpr(32)  # of targets looked through at a time
 
 
+_COUNTS = ["num_images", "num_queries", "num_classes", "num_targets", "num_groups"]
+
+
+@triton.jit
+def _load_divisors(num_boxes, class_normalizer, SOFTMAX: tl.constexpr, ON_DEVICE: tl.constexpr, DTYPE: tl.constexpr):
+    """What the class loss and what the box losses are divided by."""
+    if not SOFTMAX:
+        class_normalizer = num_boxes
+    if ON_DEVICE:
+        return tl.load(class_normalizer).to(DTYPE), tl.load(num_boxes).to(DTYPE)
+    zero = tl.zeros([], DTYPE)
+    return zero + class_normalizer, zero + num_boxes
+
+
 @triton.jit
 def _matched_target(query, index_ptr, first_target, last_target, num_targets, num_groups, BLOCK: tl.constexpr):
     """The target each query of an image was matched to, -1 for none: int32 [BLOCK]."""
@@ -60,7 +74,8 @@ def _areas(ax0, ay0, ax1, ay1, bx0, by0, bx1, by1):
 def _divisors(union, enclosure, EPS: tl.constexpr):
     """What union and enclosure divide by, never 0, and whether each divides at all."""
     if EPS > 0:
-        return tl.maximum(union, EPS), tl.maximum(enclosure, EPS), union >= EPS, enclosure >= EPS
+        least = tl.full([], EPS, union.dtype)  # a bare number would be rounded to float32
+        return tl.maximum(union, least), tl.maximum(enclosure, least), union >= least, enclosure >= least
     return tl.where(union == 0, 1.0, union), tl.where(enclosure == 0, 1.0, enclosure), union != 0, enclosure != 0
 
 
@@ -76,7 +91,7 @@ def _binary_terms(z):
     e = tl.exp(-tl.abs(z))
     u = 1 + e
     # log1p(e) from log alone: what rounding made of u - 1 corrects the logarithm.
-    log1p = tl.where(u == 1, e, tl.log(u) * (e / tl.where(u == 1, e, u - 1)))
+    log1p = tl.where(u == 1, e, tl.log(u) * (e / tl.where(u == 1, 1, u - 1)))
     return tl.where(z >= 0, 1, e) / u, tl.where(z >= 0, e, 1) / u, tl.maximum(-z, 0) + log1p
 
 
@@ -105,7 +120,7 @@ def _load_logits(logits_ptr, row, col, inside, num_classes, DTYPE: tl.constexpr)
     return logits.to(DTYPE)  # [BLOCK_Q,BLOCK_C]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_COUNTS)
 def set_loss_fwd_kernel(
     logits_ptr,  # [L,B,Q,C]
     boxes_ptr,  # [L,B,Q,4]
@@ -190,23 +205,23 @@ def _sum_in_order(ptr, count, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
     return tl.sum(total, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_partials"])
 def set_loss_reduce_kernel(
     partial_ptr,  # [L,3,P]
-    num_boxes_ptr,  # []
-    class_normalizer_ptr,  # []
+    num_boxes,  # a number, or [] on the device
+    class_normalizer,  # the same
     loss_ce_ptr,  # [L]
     loss_bbox_ptr,  # [L]
     loss_giou_ptr,  # [L]
     num_partials,
     SOFTMAX: tl.constexpr,
+    ON_DEVICE: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     layer = tl.program_id(0)
     partial_ptr += layer.to(tl.int64) * 3 * num_partials
-    num_boxes = tl.load(num_boxes_ptr)
-    class_divisor = tl.load(class_normalizer_ptr) if SOFTMAX else num_boxes
+    class_divisor, num_boxes = _load_divisors(num_boxes, class_normalizer, SOFTMAX, ON_DEVICE, DTYPE)
     tl.store(loss_ce_ptr + layer, _sum_in_order(partial_ptr, num_partials, DTYPE, BLOCK) / class_divisor)
     tl.store(loss_bbox_ptr + layer, _sum_in_order(partial_ptr + num_partials, num_partials, DTYPE, BLOCK) / num_boxes)
     tl.store(
@@ -214,7 +229,7 @@ def set_loss_reduce_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*_COUNTS, "grad_ce_stride", "grad_bbox_stride", "grad_giou_stride"])
 def set_loss_bwd_kernel(
     logits_ptr,  # [L,B,Q,C]
     boxes_ptr,  # [L,B,Q,4]
@@ -222,8 +237,8 @@ def set_loss_bwd_kernel(
     target_boxes_ptr,  # [T,4]
     offsets_ptr,  # int32 [B+1]
     index_ptr,  # int64 [L,G,T]
-    num_boxes_ptr,  # []
-    class_normalizer_ptr,  # []
+    num_boxes,  # a number, or [] on the device
+    class_normalizer,  # the same
     grad_ce_ptr,  # [L]
     grad_bbox_ptr,  # [L]
     grad_giou_ptr,  # [L]
@@ -237,6 +252,7 @@ def set_loss_bwd_kernel(
     num_classes,
     num_targets,
     num_groups,
+    ON_DEVICE: tl.constexpr,
     SOFTMAX: tl.constexpr,
     NO_OBJECT: tl.constexpr,
     ALPHA: tl.constexpr,
@@ -255,8 +271,7 @@ def set_loss_bwd_kernel(
     target = _matched_target(query, index_ptr, first_target, last_target, num_targets, num_groups, BLOCK_Q)
     matched = target >= 0
     label = tl.load(labels_ptr + target, mask=matched, other=-1).to(tl.int32)
-    num_boxes = tl.load(num_boxes_ptr)
-    class_divisor = tl.load(class_normalizer_ptr) if SOFTMAX else num_boxes
+    class_divisor, num_boxes = _load_divisors(num_boxes, class_normalizer, SOFTMAX, ON_DEVICE, DTYPE)
     grad_ce = tl.load(grad_ce_ptr + layer * grad_ce_stride) / class_divisor
     grad_bbox = tl.load(grad_bbox_ptr + layer * grad_bbox_stride) / num_boxes
     grad_giou = tl.load(grad_giou_ptr + layer * grad_giou_stride) / num_boxes
@@ -328,13 +343,13 @@ class _SetLoss(torch.autograd.Function):
         targets: Targets,
         query_index: Tensor,  # [L,G,T]
         weights: LossWeights,
-        num_boxes: Tensor,  # []
-        class_normalizer: Tensor,  # []
+        dtype: torch.dtype,
+        divisors: tuple[Tensor, Tensor] | tuple[float, float],  # num_boxes, class_normalizer
     ) -> tuple[Tensor, Tensor, Tensor]:
         num_layers, num_images, num_queries, num_classes = logits.shape
-        options = launch_options(num_queries, num_classes, weights, num_boxes.dtype)
+        options = launch_options(num_queries, num_classes, weights, dtype)
         blocks = triton.cdiv(num_queries, options["BLOCK_Q"])
-        partial = num_boxes.new_empty(num_layers, 3, num_images * blocks)
+        partial = logits.new_empty(num_layers, 3, num_images * blocks, dtype=dtype)
         inputs = (
             logits.contiguous(),
             boxes.contiguous(),
@@ -348,20 +363,20 @@ class _SetLoss(torch.autograd.Function):
             set_loss_fwd_kernel[(num_layers * num_images, blocks)](
                 *inputs, partial, status_word(logits.device), *sizes, **options
             )
-        losses = [num_boxes.new_empty(num_layers) for _ in range(3)]
+        losses = [partial.new_empty(num_layers) for _ in range(3)]
         if num_layers:
             set_loss_reduce_kernel[(num_layers,)](
                 partial,
-                num_boxes,
-                class_normalizer,
+                *divisors,
                 *losses,
                 partial.shape[2],
                 SOFTMAX=options["SOFTMAX"],
+                ON_DEVICE=isinstance(divisors[0], Tensor),
                 DTYPE=options["DTYPE"],
                 BLOCK=256,
             )
-        ctx.save_for_backward(*inputs, num_boxes, class_normalizer)
-        ctx.sizes, ctx.options, ctx.blocks = sizes, options, blocks
+        ctx.save_for_backward(*inputs)
+        ctx.divisors, ctx.sizes, ctx.options, ctx.blocks = divisors, sizes, options, blocks
         return losses[0], losses[1], losses[2]
 
     @staticmethod
@@ -372,11 +387,13 @@ class _SetLoss(torch.autograd.Function):
         if grad_boxes.numel():
             set_loss_bwd_kernel[(logits.shape[0] * logits.shape[1], ctx.blocks)](
                 *ctx.saved_tensors,
+                *ctx.divisors,
                 *grads,
                 grad_logits,
                 grad_boxes,
                 *(grad.stride(0) for grad in grads),
                 *ctx.sizes,
+                ON_DEVICE=isinstance(ctx.divisors[0], Tensor),
                 **ctx.options,
             )
         return grad_logits, grad_boxes, None, None, None, None, None
@@ -392,14 +409,23 @@ def set_loss_triton(
     class_normalizer: Tensor | float,
 ) -> dict[str, Tensor]:
     dtype = torch.float64 if logits.dtype == boxes.dtype == torch.float64 else torch.float32
-    divisors = (_as_scalar(divisor, dtype, logits.device) for divisor in (num_boxes, class_normalizer))
-    losses = _SetLoss.apply(logits, boxes, targets, query_index, weights, *divisors)
+    divisors = _as_launched(num_boxes, class_normalizer, dtype, logits.device)
+    losses = _SetLoss.apply(logits, boxes, targets, query_index, weights, dtype, divisors)
     return dict(zip(("loss_ce", "loss_bbox", "loss_giou"), losses, strict=True))
 
 
-def _as_scalar(value: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _as_launched(
+    num_boxes: Tensor | float, class_normalizer: Tensor | float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor] | tuple[float, float]:
+    """Two tensors; or two numbers, which go with the launch, where they are rounded to float32."""
+    if dtype == torch.float32 and not isinstance(num_boxes, Tensor) and not isinstance(class_normalizer, Tensor):
+        return float(num_boxes), float(class_normalizer)
+    return _on_device(num_boxes, dtype, device), _on_device(class_normalizer, dtype, device)
+
+
+def _on_device(value: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
     if isinstance(value, Tensor):
-        return value.detach().to(device, dtype, non_blocking=True)
+        return value.detach().to(device, non_blocking=True)
     return torch.full((), value, dtype=dtype, device=device)
 
 

@@ -86,6 +86,22 @@ def test_offsets_on_the_device_come_before_sizes():
     assert torch.equal(index, _scipy(cost, [2, 5]))
 
 
+def test_launched_for_larger_sizes_than_there_are():
+    cost = torch.rand(2, 7, 5, generator=torch.Generator().manual_seed(0))
+    offsets = torch.tensor([0, 2, 5], dtype=torch.int32)  # two rows of the cost are nobody's
+    index = batch_linear_sum_assignment_triton(cost, [60, 60], 1, offsets)
+    assert torch.equal(index[:, :, :5], _scipy(cost[:, :5], [2, 3]))
+
+
+def test_launched_for_smaller_sizes_than_there_are():
+    cost = torch.rand(1, 90, 5, generator=torch.Generator().manual_seed(0))
+    offsets = torch.tensor([0, 80, 90], dtype=torch.int32)
+    index = batch_linear_sum_assignment_triton(cost, [10, 10], 1, offsets)
+    assert torch.equal(index[:, :, 80:], _scipy(cost[:, 80:], [10]))
+    with pytest.raises(ValueError, match="layer 0, image 0: there are more targets than the sizes allow"):
+        faults.raise_faults()
+
+
 @pytest.mark.parametrize("case", "ABCDEFT")
 def test_golden_indices(golden, golden_case, case):
     expected = golden("match_official")
