@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is defined
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple

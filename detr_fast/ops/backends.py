@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from detr_fast import kernels
+
 Functions = Mapping[str, Callable[..., Any]]
 
 _chosen: ContextVar[Mapping[str, str]] = ContextVar("detr_fast_backends", default={})  # noqa: B039  (never changed in place)
@@ -31,6 +33,7 @@ class Backend:
     name: str
     load: Callable[[], Functions]  # imports on first use, so that nothing heavy is imported before
     unavailable: Callable[[torch.device], str | None]  # why it cannot run on this device, None where it can
+    automatic: Callable[[torch.device], bool] = lambda device: True  # whether to take it here unasked
 
 
 class Column:
@@ -62,9 +65,9 @@ class Column:
         reasons = []
         for candidate in self.backends.values():
             reason = candidate.unavailable(device)
-            if reason is None:
+            if reason is None and candidate.automatic(device):
                 return candidate
-            reasons.append(f"{candidate.name}: {reason}")
+            reasons.append(f"{candidate.name}: {reason or 'runs here only when asked for by name'}")
         raise BackendError(f"{self.name}: no backend runs on {device.type}; " + "; ".join(reasons))
 
     def _named(self, name: str) -> Backend:
@@ -79,6 +82,11 @@ COLUMNS: dict[str, Column] = {}
 def reference(functions: Functions, name: str = "reference") -> Backend:
     """A backend in plain PyTorch: runs on any device."""
     return Backend(name, lambda: functions, lambda device: None)
+
+
+def triton(load: Callable[[], Functions]) -> Backend:
+    """A backend in Triton; its interpreter, which also runs on the CPU, has to be asked for by name."""
+    return Backend("triton", load, kernels.unavailable, kernels.automatic)
 
 
 @contextmanager
