@@ -1,0 +1,114 @@
+"""Compiles the kernels for GPUs that are not there and prints what ptxas says of each: one JSON object a line.
+
+A program of its own, because Triton's interpreter, which the tests use, cannot be switched off in a process.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+from triton.compiler import ASTSource
+
+from detr_fast.kernels.sine_position_encoding import sine_position_encoding_kernel
+
+ARCHITECTURES = (80, 89, 90, 100, 120)
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """One kernel at one shape, and the most registers a thread of it may take."""
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]  # run-time arguments and their types
+    constexprs: dict[str, Any]
+    num_warps: int
+    ceiling: int
+
+
+def _sine(name: str, dtype: str, ceiling: int, **constexprs: Any) -> KernelCase:
+    constants = {
+        "NUM_FEATS": 128,
+        "LOG2_TEMPERATURE": 13.287712379549449,
+        "NORMALIZE": True,
+        "SCALE": 6.283185307179586,
+        "EPS": 1e-6,
+        "OFFSET": 0.0,
+        "INTERLEAVE": True,
+        "CHANNELS_LAST": False,
+        "COMPUTE": triton.language.float32,
+        "BLOCK_H": 32,
+        "BLOCK_W": 64,
+        "BLOCK_P": 16,
+        **constexprs,
+    }
+    signature = {"mask_ptr": "*i1", "out_ptr": f"*{dtype}", "height": "i32", "width": "i32"}
+    return KernelCase(f"sine {name}", sine_position_encoding_kernel, signature, constants, 4, ceiling)
+
+
+CASES = [
+    _sine("bchw fp32", "fp32", 80),
+    _sine("blc fp32", "fp32", 48, CHANNELS_LAST=True, BLOCK_W=16, BLOCK_P=64),
+    _sine("blc bf16 apart", "bf16", 48, CHANNELS_LAST=True, INTERLEAVE=False, BLOCK_W=16, BLOCK_P=64),
+]
+
+
+def compile_case(case: KernelCase, architecture: int) -> dict[str, Any]:
+    """Registers, spills and shared memory of one kernel on one architecture, by ptxas."""
+    source = ASTSource(
+        fn=case.kernel,
+        signature={**case.signature, **dict.fromkeys(case.constexprs, "constexpr")},
+        constexprs=case.constexprs,
+    )
+    target = GPUTarget("cuda", architecture, 32)
+    compiled = triton.compile(source, target=target, options={"num_warps": case.num_warps})
+    log = _assemble(compiled.asm["ptx"], architecture)
+    return {
+        "name": case.name,
+        "architecture": architecture,
+        "registers": int(_number(r"Used (\d+) registers", log)),
+        "spill_stores": int(_number(r"(\d+) bytes spill stores", log)),
+        "spill_loads": int(_number(r"(\d+) bytes spill loads", log)),
+        "stack": int(_number(r"(\d+) bytes stack frame", log)),
+        "shared": compiled.metadata.shared,
+        "ceiling": case.ceiling,
+    }
+
+
+def _assemble(ptx: str, architecture: int) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        name = f"--gpu-name={sm_arch_from_capability(architecture)}"
+        command = [get_ptxas(architecture).path, "-v", name, str(source), "-o", str(source.with_suffix(".cubin"))]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stderr
+
+
+def _number(pattern: str, log: str) -> str:
+    found = re.search(pattern, log)
+    if not found:
+        raise RuntimeError(f"ptxas did not report {pattern!r}:\n{log}")
+    return found[1]
+
+
+def report(cases: list[KernelCase]) -> Iterator[dict[str, Any]]:
+    for case in cases:
+        for architecture in ARCHITECTURES:
+            yield compile_case(case, architecture)
+
+
+if __name__ == "__main__":
+    for row in report(CASES):
+        print(json.dumps(row))
+        sys.stdout.flush()
