@@ -112,10 +112,6 @@ def box_iou_grad(grad, ax0, ay0, ax1, ay1, bx0, by0, bx1, by1, GENERALIZED: tl.c
             d_union += tl.where(depends, grad / divisor, 0.0)
             d_enclosure = tl.where(depends, -grad * (union / divisor) / divisor, 0.0)
     d_intersection -= d_union
-    dx0, dx1 = _axis_grad(
-        ax0, ax1, bx0, bx1, d_intersection * height, d_enclosure * hull_height, d_union * own_height
-    )
-    dy0, dy1 = _axis_grad(
-        ay0, ay1, by0, by1, d_intersection * width, d_enclosure * hull_width, d_union * own_width
-    )
+    dx0, dx1 = _axis_grad(ax0, ax1, bx0, bx1, d_intersection * height, d_enclosure * hull_height, d_union * own_height)
+    dy0, dy1 = _axis_grad(ay0, ay1, by0, by1, d_intersection * width, d_enclosure * hull_width, d_union * own_width)
     return dx0, dy0, dx1, dy1

@@ -13,10 +13,11 @@ from torch.autograd.function import once_differentiable
 from detr_fast.kernels import launch_on
 from detr_fast.kernels.box import box_iou, box_iou_grad, corners, l1, load_box
 
-BLOCK_ROWS, BLOCK_COLUMNS = 16, 64
+FORWARD_BLOCK = {"BLOCK_A": 16, "BLOCK_B": 64}
+BACKWARD_BLOCK = {"BLOCK_A": 8, "BLOCK_B": 64}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride_a", "stride_b", "num_a", "num_b"])
 def pairwise_box_fwd_kernel(
     a_ptr,  # [K,N,4], batches stride_a apart
     b_ptr,  # [K,M,4], batches stride_b apart
@@ -53,7 +54,7 @@ def _sign(x):
     return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0)).to(x.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride_a", "stride_b", "grad_stride_batch", "num_a", "num_b"])
 def pairwise_box_bwd_kernel(
     a_ptr,  # [K,N,4], batches stride_a apart; the side whose gradient is written
     b_ptr,  # [K,M,4], batches stride_b apart
@@ -123,12 +124,12 @@ class _PairwiseBox(torch.autograd.Function):
         dtype = torch.float64 if ctx.options["COMPUTE"] == tl.float64 else torch.float32
         out = torch.empty(batch, num_a, num_b, dtype=dtype, device=a.device)
         if out.numel():
-            grid = (batch, triton.cdiv(num_a, BLOCK_ROWS), triton.cdiv(num_b, BLOCK_COLUMNS))
+            block_a, block_b = FORWARD_BLOCK["BLOCK_A"], FORWARD_BLOCK["BLOCK_B"]
+            grid = (batch, triton.cdiv(num_a, block_a), triton.cdiv(num_b, block_b))
             with launch_on(a):
                 pairwise_box_fwd_kernel[grid](
-                    a, b, out, a.stride(0), b.stride(0), num_a, num_b,
-                    **ctx.options, BLOCK_A=BLOCK_ROWS, BLOCK_B=BLOCK_COLUMNS,
-                )  # fmt: skip
+                    a, b, out, a.stride(0), b.stride(0), num_a, num_b, **ctx.options, **FORWARD_BLOCK
+                )
         return out
 
     @staticmethod
@@ -145,10 +146,19 @@ def _backward(a: Tensor, b: Tensor, grad: Tensor, options: dict[str, Any]) -> Te
     grad_a = torch.empty(batch, num_a, 4, dtype=a.dtype, device=a.device)
     if grad_a.numel():
         with launch_on(a):
-            pairwise_box_bwd_kernel[(batch, triton.cdiv(num_a, BLOCK_ROWS))](
-                a, b, grad, grad_a, a.stride(0), b.stride(0), *grad.stride(), num_a, num_b,
-                **options, BLOCK_A=BLOCK_ROWS, BLOCK_B=BLOCK_COLUMNS,
-            )  # fmt: skip
+            pairwise_box_bwd_kernel[(batch, triton.cdiv(num_a, BACKWARD_BLOCK["BLOCK_A"]))](
+                a,
+                b,
+                grad,
+                grad_a,
+                a.stride(0),
+                b.stride(0),
+                *grad.stride(),
+                num_a,
+                num_b,
+                **options,
+                **BACKWARD_BLOCK,
+            )
     return grad_a
 
 

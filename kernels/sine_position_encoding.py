@@ -92,7 +92,7 @@ def _store_axis(
             tl.store(cell_ptr + cosine_channel[:, None] * channel_stride, cosine, mask=stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height"])
 def sine_position_encoding_kernel(
     mask_ptr,  # [B,H,W], True = padding
     out_ptr,  # [B,2F,H,W], or [B,H*W,2F] with CHANNELS_LAST

@@ -20,7 +20,16 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource
 
+from detr_fast.kernels.match_cost import constants as match_cost_constants
+from detr_fast.kernels.match_cost import match_cost_kernel
+from detr_fast.kernels.pairwise_box import (
+    BACKWARD_BLOCK,
+    FORWARD_BLOCK,
+    pairwise_box_bwd_kernel,
+    pairwise_box_fwd_kernel,
+)
 from detr_fast.kernels.sine_position_encoding import sine_position_encoding_kernel
+from detr_fast.ops.weights import MatchWeights
 
 ARCHITECTURES = (80, 89, 90, 100, 120)
 
@@ -57,10 +66,59 @@ def _sine(name: str, dtype: str, ceiling: int, **constexprs: Any) -> KernelCase:
     return KernelCase(f"sine {name}", sine_position_encoding_kernel, signature, constants, 4, ceiling)
 
 
+def _pairwise(kind: str, centres: bool, eps: float, ceilings: tuple[int, int]) -> list[KernelCase]:
+    constants = {
+        "KIND": kind,
+        "CENTRES": centres,
+        "EPS": eps,
+        "COMPUTE": triton.language.float32,
+    }
+    boxes = {"a_ptr": "*fp32", "b_ptr": "*fp32"}
+    strides = {"stride_a": "i32", "stride_b": "i32"}
+    counts = {"num_a": "i32", "num_b": "i32"}
+    forward = {**boxes, "out_ptr": "*fp32", **strides, **counts}
+    grad_strides = dict.fromkeys(("grad_stride_batch", "grad_stride_a", "grad_stride_b"), "i32")
+    backward = {**boxes, "grad_ptr": "*fp32", "grad_a_ptr": "*fp32", **strides, **grad_strides, **counts}
+    return [
+        KernelCase(
+            f"pairwise {kind} forward", pairwise_box_fwd_kernel, forward, {**constants, **FORWARD_BLOCK}, 4, ceilings[0]
+        ),
+        KernelCase(
+            f"pairwise {kind} backward",
+            pairwise_box_bwd_kernel,
+            backward,
+            {**constants, **BACKWARD_BLOCK},
+            4,
+            ceilings[1],
+        ),
+    ]
+
+
+def _match_cost(num_classes: int, dtype: str, weights: MatchWeights, ceiling: int) -> KernelCase:
+    predicted = {"logits_ptr": f"*{dtype}", "boxes_ptr": f"*{dtype}"}
+    targets = {"labels_ptr": "*i64", "target_boxes_ptr": "*fp32", "offsets_ptr": "*i32"}
+    counts = dict.fromkeys(("num_images", "num_queries", "num_targets"), "i32")
+    return KernelCase(
+        f"match_cost {weights.class_cost} {num_classes} {dtype}",
+        match_cost_kernel,
+        {**predicted, **targets, "out_ptr": "*fp32", **counts},
+        match_cost_constants(num_classes, weights, triton.language.float32),
+        4,
+        ceiling,
+    )
+
+
 CASES = [
     _sine("bchw fp32", "fp32", 80),
     _sine("blc fp32", "fp32", 48, CHANNELS_LAST=True, BLOCK_W=16, BLOCK_P=64),
     _sine("blc bf16 apart", "bf16", 48, CHANNELS_LAST=True, INTERLEAVE=False, BLOCK_W=16, BLOCK_P=64),
+    *_pairwise("iou", False, 0.0, (64, 128)),
+    *_pairwise("giou", True, 1e-6, (64, 128)),
+    *_pairwise("l1", False, 0.0, (64, 128)),
+    _match_cost(5, "bf16", MatchWeights.mmdet(), 128),
+    _match_cost(92, "fp32", MatchWeights.detr(), 128),
+    _match_cost(91, "fp32", MatchWeights.deformable(), 128),
+    _match_cost(366, "fp32", MatchWeights.detr(), 128),
 ]
 
 
