@@ -80,17 +80,11 @@ def _pairwise(kind: str, centres: bool, eps: float, ceilings: tuple[int, int]) -
     grad_strides = dict.fromkeys(("grad_stride_batch", "grad_stride_a", "grad_stride_b"), "i32")
     backward = {**boxes, "grad_ptr": "*fp32", "grad_a_ptr": "*fp32", **strides, **grad_strides, **counts}
     return [
-        KernelCase(
-            f"pairwise {kind} forward", pairwise_box_fwd_kernel, forward, {**constants, **FORWARD_BLOCK}, 4, ceilings[0]
-        ),
-        KernelCase(
-            f"pairwise {kind} backward",
-            pairwise_box_bwd_kernel,
-            backward,
-            {**constants, **BACKWARD_BLOCK},
-            4,
-            ceilings[1],
-        ),
+        KernelCase(f"pairwise {kind} {way}", kernel, signature, {**constants, **block}, 4, ceiling)
+        for way, kernel, signature, block, ceiling in (
+            ("forward", pairwise_box_fwd_kernel, forward, FORWARD_BLOCK, ceilings[0]),
+            ("backward", pairwise_box_bwd_kernel, backward, BACKWARD_BLOCK, ceilings[1]),
+        )
     ]
 
 
@@ -111,13 +105,13 @@ def _match_cost(num_classes: int, dtype: str, weights: MatchWeights, ceiling: in
 CASES = [
     _sine("bchw fp32", "fp32", 80),
     _sine("blc fp32", "fp32", 48, CHANNELS_LAST=True, BLOCK_W=16, BLOCK_P=64),
-    _sine("blc bf16 apart", "bf16", 48, CHANNELS_LAST=True, INTERLEAVE=False, BLOCK_W=16, BLOCK_P=64),
-    *_pairwise("iou", False, 0.0, (64, 128)),
-    *_pairwise("giou", True, 1e-6, (64, 128)),
-    *_pairwise("l1", False, 0.0, (64, 128)),
-    _match_cost(5, "bf16", MatchWeights.mmdet(), 128),
+    _sine("blc bf16 apart", "bf16", 64, CHANNELS_LAST=True, INTERLEAVE=False, BLOCK_W=16, BLOCK_P=64),
+    *_pairwise("iou", False, 0.0, (80, 128)),
+    *_pairwise("giou", True, 1e-6, (96, 168)),
+    *_pairwise("l1", False, 0.0, (64, 96)),
+    _match_cost(5, "bf16", MatchWeights.mmdet(), 80),
     _match_cost(92, "fp32", MatchWeights.detr(), 128),
-    _match_cost(91, "fp32", MatchWeights.deformable(), 128),
+    _match_cost(91, "fp32", MatchWeights.deformable(), 96),
     _match_cost(366, "fp32", MatchWeights.detr(), 128),
 ]
 
