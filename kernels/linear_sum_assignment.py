@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detr_fast.kernels import launch_on
 from detr_fast.kernels.faults import (
     INFEASIBLE_COST,
     INVALID_COST,
@@ -198,8 +199,7 @@ def batch_linear_sum_assignment_triton(
         return torch.full(index_shape, -1, dtype=torch.int64, device=cost.device)
     if max(num_queries, *sizes) > MAX_SIDE:
         raise ValueError(
-            f"problems of up to {MAX_SIDE} queries or targets fit, got {max(num_queries, *sizes)}; "
-            'pass backend="cpp"'
+            f'problems of up to {MAX_SIDE} queries or targets fit, got {max(num_queries, *sizes)}; pass backend="cpp"'
         )
     if cost.dtype not in (torch.float32, torch.float64):
         cost = cost.to(torch.float32 if cost.is_floating_point() else torch.float64)
@@ -207,17 +207,18 @@ def batch_linear_sum_assignment_triton(
         ends = torch.tensor([0, *sizes], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         offsets = (ends.pin_memory() if cost.is_cuda else ends).to(cost.device, non_blocking=True)
     index = torch.empty(index_shape, dtype=torch.int64, device=cost.device)
-    linear_sum_assignment_kernel[(num_layers * groups * len(sizes),)](
-        cost.contiguous(),
-        offsets,
-        index,
-        status_word(cost.device),
-        len(sizes),
-        groups,
-        num_targets,
-        num_queries,
-        **launch_options(max(sizes), num_queries),
-    )
+    with launch_on(cost):
+        linear_sum_assignment_kernel[(num_layers * groups * len(sizes),)](
+            cost.contiguous(),
+            offsets,
+            index,
+            status_word(cost.device),
+            len(sizes),
+            groups,
+            num_targets,
+            num_queries,
+            **launch_options(max(sizes), num_queries),
+        )
     return index
 
 

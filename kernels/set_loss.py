@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from detr_fast.kernels import launch_on
 from detr_fast.kernels.faults import LABEL_OUT_OF_RANGE, report_fault, status_word
 
 if TYPE_CHECKING:
@@ -26,12 +27,15 @@ _COUNTS = ["num_images", "num_queries", "num_classes", "num_targets", "num_group
 @triton.jit
 def _load_divisors(num_boxes, class_normalizer, SOFTMAX: tl.constexpr, ON_DEVICE: tl.constexpr, DTYPE: tl.constexpr):
     """What the class loss and what the box losses are divided by."""
-    if not SOFTMAX:
-        class_normalizer = num_boxes
     if ON_DEVICE:
-        return tl.load(class_normalizer).to(DTYPE), tl.load(num_boxes).to(DTYPE)
-    zero = tl.zeros([], DTYPE)
-    return zero + class_normalizer, zero + num_boxes
+        box_divisor = tl.load(num_boxes).to(DTYPE)
+        class_divisor = tl.load(class_normalizer).to(DTYPE)
+    else:
+        box_divisor = tl.full([], num_boxes, DTYPE)
+        class_divisor = tl.full([], class_normalizer, DTYPE)
+    if not SOFTMAX:
+        class_divisor = box_divisor
+    return class_divisor, box_divisor
 
 
 @triton.jit
@@ -349,7 +353,7 @@ class _SetLoss(torch.autograd.Function):
         num_layers, num_images, num_queries, num_classes = logits.shape
         options = launch_options(num_queries, num_classes, weights, dtype)
         blocks = triton.cdiv(num_queries, options["BLOCK_Q"])
-        partial = logits.new_empty(num_layers, 3, num_images * blocks, dtype=dtype)
+        partial = torch.empty(num_layers, 3, num_images * blocks, dtype=dtype, device=logits.device)
         inputs = (
             logits.contiguous(),
             boxes.contiguous(),
@@ -363,7 +367,7 @@ class _SetLoss(torch.autograd.Function):
             set_loss_fwd_kernel[(num_layers * num_images, blocks)](
                 *inputs, partial, status_word(logits.device), *sizes, **options
             )
-        losses = [partial.new_empty(num_layers) for _ in range(3)]
+        losses = [torch.empty(num_layers, dtype=dtype, device=logits.device) for _ in range(3)]
         if num_layers:
             set_loss_reduce_kernel[(num_layers,)](
                 partial,
@@ -383,7 +387,7 @@ class _SetLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         logits, boxes = ctx.saved_tensors[:2]
-        grad_logits, grad_boxes = torch.empty_like(logits), torch.empty_like(boxes)
+        grad_logits, grad_boxes = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (logits, boxes))
         if grad_boxes.numel():
             set_loss_bwd_kernel[(logits.shape[0] * logits.shape[1], ctx.blocks)](
                 *ctx.saved_tensors,
@@ -410,7 +414,8 @@ def set_loss_triton(
 ) -> dict[str, Tensor]:
     dtype = torch.float64 if logits.dtype == boxes.dtype == torch.float64 else torch.float32
     divisors = _as_launched(num_boxes, class_normalizer, dtype, logits.device)
-    losses = _SetLoss.apply(logits, boxes, targets, query_index, weights, dtype, divisors)
+    with launch_on(logits):
+        losses = _SetLoss.apply(logits, boxes, targets, query_index, weights, dtype, divisors)
     return dict(zip(("loss_ce", "loss_bbox", "loss_giou"), losses, strict=True))
 
 
@@ -440,7 +445,7 @@ def launch_options(num_queries: int, num_classes: int, weights: LossWeights, dty
         "EPS": weights.giou_eps,
         "SCALE": weights.box_scale,
         "DTYPE": tl.float64 if dtype == torch.float64 else tl.float32,
-        "BLOCK_Q": min(64, triton.next_power_of_2(num_queries), max(1, 1024 // block_c)),
+        "BLOCK_Q": min(64, triton.next_power_of_2(num_queries), max(1, 2048 // block_c)),
         "BLOCK_C": block_c,
         "num_warps": min(16, max(4, block_c // 512)),
     }

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is defined
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -9,9 +12,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-
-# Read when Triton is first imported, which torch may do on its own.
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from detr_fast import DETR, Targets
 from detr_fast.models.resnet import FrozenBatchNorm2d

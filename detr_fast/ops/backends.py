@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from detr_fast import kernels
+
 Functions = Mapping[str, Callable[..., Any]]
 
 _chosen: ContextVar[Mapping[str, str]] = ContextVar("detr_fast_backends", default={})  # noqa: B039  (never changed in place)
@@ -31,7 +33,7 @@ class Backend:
     name: str
     load: Callable[[], Functions]  # imports on first use, so that nothing heavy is imported before
     unavailable: Callable[[torch.device], str | None]  # why it cannot run on this device, None where it can
-    device_types: tuple[str, ...] | None = None  # where it is taken without being asked for; None: everywhere
+    automatic: Callable[[torch.device], bool] = lambda device: True  # whether to take it here unasked
 
 
 class Column:
@@ -63,11 +65,9 @@ class Column:
         reasons = []
         for candidate in self.backends.values():
             reason = candidate.unavailable(device)
-            if reason is None and device.type not in (candidate.device_types or (device.type,)):
-                reason = "only runs there when asked for"
-            if reason is None:
+            if reason is None and candidate.automatic(device):
                 return candidate
-            reasons.append(f"{candidate.name}: {reason}")
+            reasons.append(f"{candidate.name}: {reason or 'runs here only when asked for by name'}")
         raise BackendError(f"{self.name}: no backend runs on {device.type}; " + "; ".join(reasons))
 
     def _named(self, name: str) -> Backend:
@@ -84,19 +84,9 @@ def reference(functions: Functions, name: str = "reference") -> Backend:
     return Backend(name, lambda: functions, lambda device: None)
 
 
-def triton_backend(load: Callable[[], Functions]) -> Backend:
-    """A backend in Triton: runs on CUDA devices, and in Triton's interpreter where it is asked for."""
-    return Backend("triton", load, _triton_unavailable, device_types=("cuda",))
-
-
-def _triton_unavailable(device: torch.device) -> str | None:
-    try:
-        import triton
-    except ImportError as error:
-        return f"Triton is not installed ({error}); install triton with pip"
-    if device.type == "cpu" and not triton.knobs.runtime.interpret:
-        return "Triton needs a GPU; TRITON_INTERPRET=1, set before it is first used, interprets its kernels"
-    return None
+def triton(load: Callable[[], Functions]) -> Backend:
+    """A backend in Triton; its interpreter, which also runs on the CPU, has to be asked for by name."""
+    return Backend("triton", load, kernels.unavailable, kernels.automatic)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detr_fast.ops.backends import Backend, Column, Functions, triton_backend
+from detr_fast.ops.backends import Backend, Column, Functions, triton
 from detr_fast.ops.targets import Targets
 
 
@@ -174,7 +174,7 @@ def _scipy_unavailable(device: torch.device) -> str | None:
 COLUMN = Column(
     "linear_sum_assignment",
     [
-        triton_backend(_load_triton),
+        triton(_load_triton),
         Backend("cpp", _load_cpp, _cpp_unavailable),
         Backend("scipy", _load_scipy, _scipy_unavailable),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from detr_fast.ops.backends import Column, reference
+from detr_fast.ops.backends import Column, Functions, reference, triton
 from detr_fast.ops.pairwise_box import box_cxcywh_to_xyxy, box_iou, compute_dtype
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import MatchWeights
@@ -95,4 +95,10 @@ def match_cost_reference(logits: Tensor, boxes: Tensor, targets: Targets, weight
     return weights.cost_bbox * cost_bbox + weights.cost_class * cost_class - weights.cost_giou * giou
 
 
-COLUMN = Column("match_cost", [reference({"match_cost": match_cost_reference})])
+def _load_triton() -> Functions:
+    from detr_fast.kernels.match_cost import match_cost
+
+    return {"match_cost": match_cost}
+
+
+COLUMN = Column("match_cost", [triton(_load_triton), reference({"match_cost": match_cost_reference})])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from detr_fast.ops.backends import Column, Functions, reference, triton_backend
+from detr_fast.ops.backends import Column, Functions, reference, triton
 from detr_fast.ops.match_cost import check_predictions
 from detr_fast.ops.pairwise_box import box_cxcywh_to_xyxy, box_iou, compute_dtype
 from detr_fast.ops.targets import Targets
@@ -156,4 +156,4 @@ def _load_triton() -> Functions:
     return {"set_loss": set_loss_triton}
 
 
-COLUMN = Column("set_loss", [triton_backend(_load_triton), reference({"set_loss": set_loss_reference})])
+COLUMN = Column("set_loss", [triton(_load_triton), reference({"set_loss": set_loss_reference})])

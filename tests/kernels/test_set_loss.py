@@ -87,7 +87,9 @@ def test_logits_of_any_size(weights, random_targets):
     """Far from 0, where a naive logarithm or exponential loses all digits."""
     targets = random_targets([3], 4)
     logits = torch.linspace(-90, 90, 30).reshape(1, 1, 6, 5)
-    _assert_as_good_as_pytorch(logits, torch.rand(1, 1, 6, 4) + 0.1, targets, torch.tensor([[[4, 1, 0]]]), weights=weights)
+    _assert_as_good_as_pytorch(
+        logits, torch.rand(1, 1, 6, 4) + 0.1, targets, torch.tensor([[[4, 1, 0]]]), weights=weights
+    )
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -152,7 +154,7 @@ def test_golden_losses_and_gradients(golden, golden_case, case):
         for layer in range(-len(loss), 0):
             key = f"loss/{name}" + (f"_{num_layers + layer}" if layer < -1 else "")
             exact, theirs = (float(expected[f"{case}/{p}/{key}"]) for p in ("f64", "f32"))
-            assert abs(float(loss[layer]) - exact) <= 2 * abs(theirs - exact) + 5e-7 * abs(exact), key
+            assert abs(loss[layer].item() - exact) <= 2 * abs(theirs - exact) + 5e-7 * abs(exact), key
     for grad, name in ((logits.grad, "grad_logits"), (boxes.grad, "grad_boxes")):
         theirs = torch.from_numpy(expected[f"{case}/f32/{name}"])[-2:]
         torch.testing.assert_close(grad, theirs, rtol=1e-5, atol=2e-6 * float(theirs.abs().max()))
