@@ -104,14 +104,14 @@ def _match_cost(num_classes: int, dtype: str, weights: MatchWeights, ceiling: in
 
 CASES = [
     _sine("bchw fp32", "fp32", 80),
-    _sine("blc fp32", "fp32", 48, CHANNELS_LAST=True, BLOCK_W=16, BLOCK_P=64),
+    _sine("blc fp32", "fp32", 80, CHANNELS_LAST=True, BLOCK_W=16, BLOCK_P=64),
     _sine("blc bf16 apart", "bf16", 64, CHANNELS_LAST=True, INTERLEAVE=False, BLOCK_W=16, BLOCK_P=64),
     *_pairwise("iou", False, 0.0, (80, 128)),
     *_pairwise("giou", True, 1e-6, (96, 168)),
     *_pairwise("l1", False, 0.0, (64, 96)),
-    _match_cost(5, "bf16", MatchWeights.mmdet(), 80),
+    _match_cost(5, "bf16", MatchWeights.mmdet(), 96),
     _match_cost(92, "fp32", MatchWeights.detr(), 128),
-    _match_cost(91, "fp32", MatchWeights.deformable(), 96),
+    _match_cost(91, "fp32", MatchWeights.deformable(), 112),
     _match_cost(366, "fp32", MatchWeights.detr(), 128),
 ]
 
