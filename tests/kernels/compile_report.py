@@ -104,7 +104,7 @@ def _match_cost(num_classes: int, dtype: str, weights: MatchWeights, ceiling: in
 
 CASES = [
     _sine("bchw fp32", "fp32", 80),
-    _sine("blc fp32", "fp32", 80, CHANNELS_LAST=True, BLOCK_W=16, BLOCK_P=64),
+    _sine("blc fp32", "fp32", 48, CHANNELS_LAST=True, BLOCK_W=16, BLOCK_P=64),
     _sine("blc bf16 apart", "bf16", 64, CHANNELS_LAST=True, INTERLEAVE=False, BLOCK_W=16, BLOCK_P=64),
     *_pairwise("iou", False, 0.0, (80, 128)),
     *_pairwise("giou", True, 1e-6, (96, 168)),
@@ -122,6 +122,11 @@ def compile_case(case: KernelCase, architecture: int) -> dict[str, Any]:
         fn=case.kernel,
         signature={**case.signature, **dict.fromkeys(case.constexprs, "constexpr")},
         constexprs=case.constexprs,
+        attrs={
+            (position,): [["tt.divisibility", 16]]  # as tensors of PyTorch are aligned
+            for position, type_ in enumerate(case.signature.values())
+            if type_.startswith("*")
+        },
     )
     target = GPUTarget("cuda", architecture, 32)
     compiled = triton.compile(source, target=target, options={"num_warps": case.num_warps})
