@@ -16,18 +16,15 @@ import torch
 if __name__ == "kernels":
     raise ImportError("this folder is detr_fast.kernels; the package 'kernels' is not installed here")
 
-# Triton decides when a kernel is defined; all of ours are defined after this line.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
 
 def unavailable(device: torch.device) -> str | None:
     """Why Triton kernels cannot run on ``device``, None where they can."""
     if not _installed():
         return "Triton is not installed (pip install triton)"
-    if device.type == "cuda" or (device.type == "cpu" and INTERPRETED):
+    if device.type == "cuda" or (device.type == "cpu" and _interpreted()):
         return None
     if device.type == "cpu":
-        return "Triton needs a GPU; to run its interpreter, set TRITON_INTERPRET=1 before Python starts"
+        return "Triton needs a GPU; to run its interpreter, set TRITON_INTERPRET=1 before the first op runs"
     return "the kernels are written for CUDA devices"
 
 
@@ -44,3 +41,9 @@ def launch_on(tensor: torch.Tensor) -> AbstractContextManager:
 @cache
 def _installed() -> bool:
     return find_spec("triton") is not None
+
+
+@cache
+def _interpreted() -> bool:
+    # Kept as it first was: Triton decides when a kernel is defined, which is right after.
+    return os.environ.get("TRITON_INTERPRET") == "1"

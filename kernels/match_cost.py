@@ -146,7 +146,7 @@ def constants(num_classes: int, weights: MatchWeights, compute: tl.dtype) -> dic
         "COMPUTE": compute,
         "BLOCK_T": 16,
         "BLOCK_Q": 32,
-        "BLOCK_C": min(64, triton.next_power_of_2(num_classes)),
+        "BLOCK_C": min(32, triton.next_power_of_2(num_classes)),
     }
 
 

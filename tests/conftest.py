@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is defined
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +12,9 @@ from torch import Tensor, nn
 
 from detr_fast import DETR, Targets
 from detr_fast.models.resnet import FrozenBatchNorm2d
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is defined
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from detr_fast import kernels
+from detr_fast.kernels import automatic, unavailable
 
 Functions = Mapping[str, Callable[..., Any]]
 
@@ -86,7 +86,7 @@ def reference(functions: Functions, name: str = "reference") -> Backend:
 
 def triton(load: Callable[[], Functions]) -> Backend:
     """A backend in Triton; its interpreter, which also runs on the CPU, has to be asked for by name."""
-    return Backend("triton", load, kernels.unavailable, kernels.automatic)
+    return Backend("triton", load, unavailable, automatic)
 
 
 @contextmanager

@@ -159,9 +159,9 @@ CASES = [
     *_pairwise("iou", False, 0.0, (80, 128)),
     *_pairwise("giou", True, 1e-6, (96, 168)),
     *_pairwise("l1", False, 0.0, (64, 96)),
-    _match_cost(5, "bf16", MatchWeights.mmdet(), 80),
+    _match_cost(5, "bf16", MatchWeights.mmdet(), 96),
     _match_cost(92, "fp32", MatchWeights.detr(), 128),
-    _match_cost(91, "fp32", MatchWeights.deformable(), 96),
+    _match_cost(91, "fp32", MatchWeights.deformable(), 112),
     _match_cost(366, "fp32", MatchWeights.detr(), 128),
     _assignment(20, 100, 208),
     _assignment(100, 100, 208),
@@ -183,6 +183,11 @@ def compile_case(case: KernelCase, architecture: int) -> dict[str, Any]:
         fn=case.kernel,
         signature={**case.signature, **dict.fromkeys(case.constexprs, "constexpr")},
         constexprs=case.constexprs,
+        attrs={
+            (position,): [["tt.divisibility", 16]]  # as tensors of PyTorch are aligned
+            for position, type_ in enumerate(case.signature.values())
+            if type_.startswith("*")
+        },
     )
     target = GPUTarget("cuda", architecture, 32)
     compiled = triton.compile(source, target=target, options={"num_warps": case.num_warps})

@@ -17,6 +17,12 @@ def _empty_is_nan(monkeypatch):
     monkeypatch.setattr(torch, "empty", nan)
 
 
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where the kernels run: a GPU where there is one, else the CPU, in Triton's interpreter."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @pytest.fixture
 def assert_as_exact():
     """Hold a result to the float64 reference: its error may be twice that of plain PyTorch in its own dtype.
@@ -26,6 +32,7 @@ def assert_as_exact():
     """
 
     def check(result: Tensor, plain: Tensor, exact: Tensor) -> None:
+        result, plain, exact = result.cpu(), plain.cpu(), exact.cpu()
         assert result.dtype == plain.dtype
         assert result.shape == exact.shape
         if not exact.numel():
@@ -34,7 +41,7 @@ def assert_as_exact():
         units = 64 if result.dtype == torch.float64 else 1
         rounding = units * torch.finfo(result.dtype).eps * exact.abs().nan_to_num(0, 0, 0).max()
         finite = exact.isfinite()
-        result, plain, exact = (tensor.double()[finite] for tensor in (result, plain, exact))
+        result, plain, exact = (tensor[finite].double() for tensor in (result, plain, exact))
         assert (result - exact).abs().max() <= 2 * (plain - exact).abs().max() + rounding
 
     return check
