@@ -191,7 +191,9 @@ def batch_linear_sum_assignment_triton(
     """The query of each target. Never waits for the device.
 
     With ``offsets``, ``sizes`` only bounds the largest image: a captured CUDA graph is launched for the
-    greatest sizes and reads the true ones. A problem whose cost is invalid or infeasible is given -1 throughout, and :func:`raise_faults` raises.
+    greatest sizes and reads the true ones.
+
+    A problem whose cost is invalid or infeasible is given -1 throughout, and :func:`raise_faults` raises.
     """
     num_layers, num_targets, num_queries = cost.shape[0], cost.shape[1], cost.shape[2] // groups
     index_shape = (num_layers, groups, num_targets)

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from detr_fast.kernels import launch_on
+from detr_fast.kernels.box import box_iou, box_iou_grad, corners, l1, load_box
+from detr_fast.kernels.class_loss import cross_entropy, cross_entropy_grad, focal_loss, focal_loss_grad
 from detr_fast.kernels.faults import LABEL_OUT_OF_RANGE, report_fault, status_word
 
 if TYPE_CHECKING:
@@ -52,61 +54,9 @@ def _matched_target(query, index_ptr, first_target, last_target, num_targets, nu
 
 
 @triton.jit
-def _load_box(ptr, row, mask, SCALE: tl.constexpr, DTYPE: tl.constexpr):
-    """Centre and size of boxes [...,4], and their corners scaled."""
-    cx = tl.load(ptr + row * 4, mask=mask, other=0.0).to(DTYPE)
-    cy = tl.load(ptr + row * 4 + 1, mask=mask, other=0.0).to(DTYPE)
-    w = tl.load(ptr + row * 4 + 2, mask=mask, other=0.0).to(DTYPE)
-    h = tl.load(ptr + row * 4 + 3, mask=mask, other=0.0).to(DTYPE)
-    x0, y0, x1, y1 = (cx - w / 2) * SCALE, (cy - h / 2) * SCALE, (cx + w / 2) * SCALE, (cy + h / 2) * SCALE
-    return cx, cy, w, h, x0, y0, x1, y1
-
-
-@triton.jit
-def _areas(ax0, ay0, ax1, ay1, bx0, by0, bx1, by1):
-    """Sides of the overlap (negative where there is none) and of the enclosure, and the union's area."""
-    overlap_w = tl.minimum(ax1, bx1) - tl.maximum(ax0, bx0)
-    overlap_h = tl.minimum(ay1, by1) - tl.maximum(ay0, by0)
-    enclosing_w = tl.maximum(ax1, bx1) - tl.minimum(ax0, bx0)
-    enclosing_h = tl.maximum(ay1, by1) - tl.minimum(ay0, by0)
-    intersection = tl.maximum(overlap_w, 0.0) * tl.maximum(overlap_h, 0.0)
-    union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - intersection
-    return overlap_w, overlap_h, enclosing_w, enclosing_h, intersection, union
-
-
-@triton.jit
-def _divisors(union, enclosure, EPS: tl.constexpr):
-    """What union and enclosure divide by, never 0, and whether each divides at all."""
-    if EPS > 0:
-        least = tl.full([], EPS, union.dtype)  # a bare number would be rounded to float32
-        return tl.maximum(union, least), tl.maximum(enclosure, least), union >= least, enclosure >= least
-    return tl.where(union == 0, 1.0, union), tl.where(enclosure == 0, 1.0, enclosure), union != 0, enclosure != 0
-
-
-@triton.jit
-def _pull(a, b):
-    """Derivative of max(a, b) in a, halved at a tie as PyTorch does."""
-    return tl.where(a > b, 1.0, tl.where(a == b, 0.5, 0.0)).to(a.dtype)
-
-
-@triton.jit
-def _binary_terms(z):
-    """sigmoid(z), sigmoid(-z) and -log(sigmoid(z)), each to full relative accuracy."""
-    e = tl.exp(-tl.abs(z))
-    u = 1 + e
-    # log1p(e) from log alone: what rounding made of u - 1 corrects the logarithm.
-    log1p = tl.where(u == 1, e, tl.log(u) * (e / tl.where(u == 1, 1, u - 1)))
-    return tl.where(z >= 0, 1, e) / u, tl.where(z >= 0, e, 1) / u, tl.maximum(-z, 0) + log1p
-
-
-@triton.jit
-def _power(base, EXPONENT: tl.constexpr):
-    if EXPONENT == 2:
-        return base * base
-    elif EXPONENT == 0:
-        return tl.full(base.shape, 1, base.dtype)
-    else:
-        return tl.where(base > 0, tl.exp(EXPONENT * tl.log(base)), 0)
+def _scaled_corners(cx, cy, width, height, SCALE: tl.constexpr):
+    x0, y0, x1, y1 = corners(cx, cy, width, height)
+    return x0 * SCALE, y0 * SCALE, x1 * SCALE, y1 * SCALE
 
 
 @triton.jit
@@ -168,35 +118,24 @@ def set_loss_fwd_kernel(
     logits = _load_logits(logits_ptr, row, col, inside, num_classes, DTYPE)
     if SOFTMAX:
         label = tl.where(matched, label, num_classes - 1)
-        peak = tl.max(logits, 1)
-        log_sum = tl.log(tl.sum(tl.exp(logits - peak[:, None]), 1))
-        of_label = tl.sum(tl.where(col[None, :] == label[:, None], logits, 0), 1)
-        class_loss = log_sum - (of_label - peak)
+        class_loss = cross_entropy(logits, col[None, :] == label[:, None])
         class_loss = tl.where(query < num_queries, tl.where(matched, class_loss, NO_OBJECT * class_loss), 0)
     else:
-        positive = col[None, :] == label[:, None]
-        _, miss, cross_entropy = _binary_terms(tl.where(positive, logits, -logits))
-        loss = _power(miss, GAMMA) * cross_entropy
-        loss = tl.where(positive, ALPHA * loss, (1 - ALPHA) * loss)
+        loss = focal_loss(logits, col[None, :] == label[:, None], ALPHA, GAMMA)
         class_loss = tl.sum(tl.where(inside, loss, 0), 1)
 
-    cx, cy, w, h, x0, y0, x1, y1 = _load_box(boxes_ptr, row, matched, SCALE, DTYPE)
-    tcx, tcy, tw, th, tx0, ty0, tx1, ty1 = _load_box(target_boxes_ptr, target, matched, SCALE, DTYPE)
-    l1 = tl.abs(cx - tcx) + tl.abs(cy - tcy) + tl.abs(w - tw) + tl.abs(h - th)
-    _, _, enclosing_w, enclosing_h, intersection, union = _areas(x0, y0, x1, y1, tx0, ty0, tx1, ty1)
-    enclosure = enclosing_w * enclosing_h
-    union_divisor, enclosure_divisor, _, encloses = _divisors(union, enclosure, EPS)
-    if EPS > 0:
-        outside = enclosure_divisor - union_divisor
-    else:
-        outside = tl.where(encloses, enclosure - union, 0)
-    giou = intersection / union_divisor - outside / enclosure_divisor
+    cx, cy, w, h = load_box(boxes_ptr + row * 4, matched, DTYPE)
+    target_cx, target_cy, target_w, target_h = load_box(target_boxes_ptr + target * 4, matched, DTYPE)
+    box_l1 = l1(cx, cy, w, h, target_cx, target_cy, target_w, target_h)
+    x0, y0, x1, y1 = _scaled_corners(cx, cy, w, h, SCALE)
+    target_x0, target_y0, target_x1, target_y1 = _scaled_corners(target_cx, target_cy, target_w, target_h, SCALE)
+    giou = box_iou(x0, y0, x1, y1, target_x0, target_y0, target_x1, target_y1, True, EPS)
     giou_loss = tl.where(matched, 1 - giou, 0)
 
     num_partials = num_images * tl.num_programs(1)
     partial_ptr += layer.to(tl.int64) * 3 * num_partials + image * tl.num_programs(1) + tl.program_id(1)
     tl.store(partial_ptr, tl.sum(class_loss, 0))
-    tl.store(partial_ptr + num_partials, tl.sum(l1, 0))
+    tl.store(partial_ptr + num_partials, tl.sum(box_l1, 0))
     tl.store(partial_ptr + 2 * num_partials, tl.sum(giou_loss, 0))
 
 
@@ -285,57 +224,32 @@ def set_loss_bwd_kernel(
     logits = _load_logits(logits_ptr, row, col, inside, num_classes, DTYPE)
     if SOFTMAX:
         label = tl.where(matched, label, num_classes - 1)
-        exp = tl.exp(logits - tl.max(logits, 1)[:, None])
-        softmax = exp / tl.sum(exp, 1)[:, None]
-        grad = tl.where(col[None, :] == label[:, None], softmax - 1, softmax)
+        grad = cross_entropy_grad(logits, col[None, :] == label[:, None])
         grad *= tl.where(matched, grad_ce, NO_OBJECT * grad_ce)[:, None]
     else:
-        positive = col[None, :] == label[:, None]
-        hit, miss, cross_entropy = _binary_terms(tl.where(positive, logits, -logits))
-        slope = _power(miss, GAMMA) * (GAMMA * hit * cross_entropy + miss)
-        grad = tl.where(positive, -ALPHA * slope, (1 - ALPHA) * slope) * grad_ce
+        grad = focal_loss_grad(logits, col[None, :] == label[:, None], ALPHA, GAMMA) * grad_ce
     tl.store(grad_logits_ptr + row[:, None] * num_classes + col[None, :], grad, mask=inside)
 
-    cx, cy, w, h, x0, y0, x1, y1 = _load_box(boxes_ptr, row, matched, SCALE, DTYPE)
-    tcx, tcy, tw, th, tx0, ty0, tx1, ty1 = _load_box(target_boxes_ptr, target, matched, SCALE, DTYPE)
-    overlap_w, overlap_h, enclosing_w, enclosing_h, intersection, union = _areas(x0, y0, x1, y1, tx0, ty0, tx1, ty1)
-    union_divisor, enclosure_divisor, has_union, encloses = _divisors(union, enclosing_w * enclosing_h, EPS)
-    # Derivatives of 1 - giou in the areas, then in the sides, then in the corners.
-    by_union = tl.where(has_union, intersection / union_divisor / union_divisor, 0)
-    if EPS > 0:
-        by_union -= tl.where(has_union, 1 / enclosure_divisor, 0)
-        numerator = union_divisor
-        by_intersection = -1 / union_divisor
-    else:
-        by_union -= tl.where(encloses, 1 / enclosure_divisor, 0)
-        numerator = union
-        by_intersection = tl.where(has_union, -1 / union_divisor, 0)
-    by_enclosure = tl.where(encloses, numerator / enclosure_divisor / enclosure_divisor, 0)
-    by_intersection -= by_union
-    by_overlap_w = tl.where(overlap_w >= 0, by_intersection * tl.maximum(overlap_h, 0), 0)
-    by_overlap_h = tl.where(overlap_h >= 0, by_intersection * tl.maximum(overlap_w, 0), 0)
-    by_w, by_h = by_union * (y1 - y0), by_union * (x1 - x0)
-    by_enclosing_w, by_enclosing_h = by_enclosure * enclosing_h, by_enclosure * enclosing_w
-    by_x0 = -by_w - by_overlap_w * _pull(x0, tx0) - by_enclosing_w * _pull(tx0, x0)
-    by_y0 = -by_h - by_overlap_h * _pull(y0, ty0) - by_enclosing_h * _pull(ty0, y0)
-    by_x1 = by_w + by_overlap_w * _pull(tx1, x1) + by_enclosing_w * _pull(x1, tx1)
-    by_y1 = by_h + by_overlap_h * _pull(ty1, y1) + by_enclosing_h * _pull(y1, ty1)
-    grad_giou *= SCALE
-    _store_box_grad(grad_boxes_ptr, row, query < num_queries, matched, grad_bbox, cx - tcx, grad_giou * (by_x0 + by_x1))
-    grad_boxes_ptr += 1
-    _store_box_grad(grad_boxes_ptr, row, query < num_queries, matched, grad_bbox, cy - tcy, grad_giou * (by_y0 + by_y1))
-    grad_boxes_ptr += 1
-    grad_giou *= 0.5
-    _store_box_grad(grad_boxes_ptr, row, query < num_queries, matched, grad_bbox, w - tw, grad_giou * (by_x1 - by_x0))
-    grad_boxes_ptr += 1
-    _store_box_grad(grad_boxes_ptr, row, query < num_queries, matched, grad_bbox, h - th, grad_giou * (by_y1 - by_y0))
+    cx, cy, w, h = load_box(boxes_ptr + row * 4, matched, DTYPE)
+    target_cx, target_cy, target_w, target_h = load_box(target_boxes_ptr + target * 4, matched, DTYPE)
+    x0, y0, x1, y1 = _scaled_corners(cx, cy, w, h, SCALE)
+    target_x0, target_y0, target_x1, target_y1 = _scaled_corners(target_cx, target_cy, target_w, target_h, SCALE)
+    grad_x0, grad_y0, grad_x1, grad_y1 = box_iou_grad(
+        -grad_giou * SCALE, x0, y0, x1, y1, target_x0, target_y0, target_x1, target_y1, True, EPS
+    )
+    pointers = grad_boxes_ptr + row * 4
+    inside = query < num_queries
+    _store_box_grad(pointers, inside, matched, grad_bbox, cx - target_cx, grad_x0 + grad_x1)
+    _store_box_grad(pointers + 1, inside, matched, grad_bbox, cy - target_cy, grad_y0 + grad_y1)
+    _store_box_grad(pointers + 2, inside, matched, grad_bbox, w - target_w, (grad_x1 - grad_x0) * 0.5)
+    _store_box_grad(pointers + 3, inside, matched, grad_bbox, h - target_h, (grad_y1 - grad_y0) * 0.5)
 
 
 @triton.jit
-def _store_box_grad(ptr, row, inside, matched, grad_bbox, difference, giou_grad):
+def _store_box_grad(pointers, inside, matched, grad_bbox, difference, giou_grad):
     """One coordinate's gradient: the L1 loss's, signed as the difference, and the GIoU loss's."""
     l1_grad = tl.where(difference > 0, grad_bbox, tl.where(difference < 0, -grad_bbox, 0))
-    tl.store(ptr + row * 4, tl.where(matched, l1_grad + giou_grad, 0), mask=inside)
+    tl.store(pointers, tl.where(matched, l1_grad + giou_grad, 0), mask=inside)
 
 
 class _SetLoss(torch.autograd.Function):
