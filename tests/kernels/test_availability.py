@@ -10,7 +10,12 @@ import torch
 from detr_fast import kernels
 from detr_fast.ops.backends import COLUMNS, BackendError
 
-IN_TRITON = ["sine_position_encoding", "pairwise_box", "match_cost"]
+IN_TRITON = ["sine_position_encoding", "pairwise_box", "match_cost", "set_loss"]
+
+
+def test_the_solver_is_triton_on_a_gpu_and_cpp_on_a_cpu():
+    assert COLUMNS["linear_sum_assignment"].choose(torch.device("cuda")).name == "triton"
+    assert COLUMNS["linear_sum_assignment"].choose(torch.device("cpu")).name == "cpp"
 
 
 @pytest.mark.parametrize("name", IN_TRITON)

@@ -13,10 +13,16 @@ from detr_fast.kernels import faults
 from detr_fast.kernels.linear_sum_assignment import MAX_SIDE, batch_linear_sum_assignment_triton
 
 INF = float("inf")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # a CPU runs Triton's interpreter
 
 
-def _solve(cost: Tensor, sizes: list[int], groups: int = 1) -> Tensor:
-    index = batch_linear_sum_assignment_triton(cost, sizes, groups)
+def _launch(cost: Tensor, sizes: list[int], groups: int = 1, offsets: Tensor | None = None) -> Tensor:
+    offsets = offsets.to(DEVICE) if offsets is not None else None
+    return batch_linear_sum_assignment_triton(cost.to(DEVICE), sizes, groups, offsets).cpu()
+
+
+def _solve(cost: Tensor, sizes: list[int], groups: int = 1, offsets: Tensor | None = None) -> Tensor:
+    index = _launch(cost, sizes, groups, offsets)
     faults.raise_faults()
     return index
 
@@ -82,21 +88,21 @@ def test_groups(groups):
 def test_offsets_on_the_device_come_before_sizes():
     cost = torch.rand(1, 7, 5, generator=torch.Generator().manual_seed(0))
     offsets = torch.tensor([0, 2, 7], dtype=torch.int32)
-    index = batch_linear_sum_assignment_triton(cost, [2, 5], 1, offsets)
+    index = _solve(cost, [2, 5], 1, offsets)
     assert torch.equal(index, _scipy(cost, [2, 5]))
 
 
 def test_launched_for_larger_sizes_than_there_are():
     cost = torch.rand(2, 7, 5, generator=torch.Generator().manual_seed(0))
     offsets = torch.tensor([0, 2, 5], dtype=torch.int32)  # two rows of the cost are nobody's
-    index = batch_linear_sum_assignment_triton(cost, [60, 60], 1, offsets)
+    index = _launch(cost, [60, 60], 1, offsets)
     assert torch.equal(index[:, :, :5], _scipy(cost[:, :5], [2, 3]))
 
 
 def test_launched_for_smaller_sizes_than_there_are():
     cost = torch.rand(1, 90, 5, generator=torch.Generator().manual_seed(0))
     offsets = torch.tensor([0, 80, 90], dtype=torch.int32)
-    index = batch_linear_sum_assignment_triton(cost, [10, 10], 1, offsets)
+    index = _launch(cost, [10, 10], 1, offsets)
     assert torch.equal(index[:, :, 80:], _scipy(cost[:, 80:], [10]))
     with pytest.raises(ValueError, match="layer 0, image 0: there are more targets than the sizes allow"):
         faults.raise_faults()
@@ -107,7 +113,7 @@ def test_golden_indices(golden, golden_case, case):
     expected = golden("match_official")
     inputs = golden_case(case)
     cost = ops.match_cost(*inputs)[-1:]  # the last layer: the interpreter is slow
-    index = ops.batch_linear_sum_assignment(cost, inputs.targets, backend="triton")
+    index = ops.batch_linear_sum_assignment(cost.to(DEVICE), inputs.targets.to(DEVICE), backend="triton").cpu()
     layer = inputs.logits.shape[0] - 1
     src, tgt, counts = (expected[f"{case}/f32/L{layer}/{key}"] for key in ("src", "tgt", "len"))
     matched = np.full(inputs.targets.num_targets, -1)
@@ -131,7 +137,7 @@ def test_an_invalid_cost_is_named_and_harms_no_other_image(bad, queries):
     cost = torch.rand(2, 5, queries, generator=torch.Generator().manual_seed(0))
     expected = _scipy(cost, [2, 3])[:, 0]
     cost[1, 3, 2] = bad
-    index = batch_linear_sum_assignment_triton(cost, [2, 3], 1)[:, 0]
+    index = _launch(cost, [2, 3], 1)[:, 0]
     expected[1, 2:] = -1
     assert torch.equal(index, expected)
     place = "layer 1, image 1, target 1" if queries == 4 else "layer 1, image 1"
@@ -145,7 +151,7 @@ def test_infeasible_costs_and_the_first_of_several_faults():
     cost[2, 0, 0] = float("nan")
     cost[1, 3:6, 3:] = INF  # group 1: image 1 has no query for its targets
     cost[1, 3:6, 4] = 0.5
-    index = batch_linear_sum_assignment_triton(cost, [3, 3, 2], 2)
+    index = _launch(cost, [3, 3, 2], 2)
     assert index[1, 1, 3:6].tolist() == [-1, -1, -1]
     assert (index[1, 0] >= 0).all()
     with pytest.raises(ValueError, match="layer 1, group 1, image 1: the cost matrix is infeasible"):
@@ -158,7 +164,7 @@ def test_no_cost_makes_it_hang(bad):
     for size, queries in itertools.product((1, 3, 5), (1, 3, 5)):
         cost = torch.rand(1, size, queries, generator=torch.Generator().manual_seed(size))
         cost[torch.from_numpy(rng.random(cost.shape) < 0.6)] = bad
-        index = batch_linear_sum_assignment_triton(cost, [size], 1)
+        index = _launch(cost, [size], 1)
         try:
             faults.raise_faults()
         except ValueError:

@@ -8,6 +8,7 @@ from detr_fast import LossWeights, Targets, ops
 from detr_fast.kernels import faults
 from detr_fast.kernels.set_loss import set_loss_triton
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # a CPU runs Triton's interpreter
 WEIGHTS = [
     LossWeights.detr(),
     LossWeights.mmdet(),
@@ -35,12 +36,12 @@ def _index(num_layers: int, groups: int, sizes: list[int], queries: int, seed: i
 
 def _run(logits: Tensor, boxes: Tensor, targets: Targets, index: Tensor, backend: str, **options):
     """Losses, and gradients of their sum weighted by layer and by loss."""
-    logits, boxes = logits.detach().requires_grad_(), boxes.detach().requires_grad_()
-    losses = ops.set_loss(logits, boxes, targets, index, backend=backend, **options)
-    factor = torch.arange(1, logits.shape[0] + 1, dtype=losses["loss_ce"].dtype)
+    logits, boxes = logits.detach().to(DEVICE).requires_grad_(), boxes.detach().to(DEVICE).requires_grad_()
+    losses = ops.set_loss(logits, boxes, targets.to(DEVICE), index.to(DEVICE), backend=backend, **options)
+    factor = torch.arange(1, logits.shape[0] + 1, dtype=losses["loss_ce"].dtype, device=DEVICE)
     sum((k + 1) * (factor * loss).sum() for k, loss in enumerate(losses.values())).backward()
     faults.raise_faults()
-    return [*(loss.detach() for loss in losses.values()), logits.grad, boxes.grad]
+    return [tensor.detach().cpu() for tensor in (*losses.values(), logits.grad, boxes.grad)]
 
 
 def _assert_as_good_as_pytorch(logits: Tensor, boxes: Tensor, targets: Targets, index: Tensor, **options) -> None:
@@ -130,10 +131,10 @@ def test_degenerate_and_touching_boxes(weights):
 @pytest.mark.parametrize("weights", [LossWeights.detr(), LossWeights.mmdet(), LossWeights.deformable()])
 def test_gradcheck(weights, random_targets):
     torch.manual_seed(0)
-    logits = torch.randn(2, 2, 4, 3, dtype=torch.float64, requires_grad=True)
-    boxes = (torch.rand(2, 2, 4, 4, dtype=torch.float64) * 0.5 + 0.1).requires_grad_()
-    targets = random_targets([2, 6], 2)
-    index = torch.tensor([[1, 3, 0, -1, 2, -1, 3, 1], [0, 1, 3, 2, 1, 0, -1, -1]])
+    logits = torch.randn(2, 2, 4, 3, dtype=torch.float64).to(DEVICE).requires_grad_()
+    boxes = (torch.rand(2, 2, 4, 4, dtype=torch.float64) * 0.5 + 0.1).to(DEVICE).requires_grad_()
+    targets = random_targets([2, 6], 2).to(DEVICE)
+    index = torch.tensor([[1, 3, 0, -1, 2, -1, 3, 1], [0, 1, 3, 2, 1, 0, -1, -1]], device=DEVICE)
 
     def losses(*inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(ops.set_loss(*inputs, targets, index, weights=weights, backend="triton").values())
@@ -146,7 +147,8 @@ def test_golden_losses_and_gradients(golden, golden_case, case):
     expected = golden("loss_official")
     logits, boxes, targets = golden_case(case)
     num_layers = logits.shape[0]
-    logits, boxes = logits[-2:].requires_grad_(), boxes[-2:].requires_grad_()  # the interpreter is slow
+    logits, boxes = logits[-2:].to(DEVICE), boxes[-2:].to(DEVICE)  # two layers: the interpreter is slow
+    logits, boxes, targets = logits.requires_grad_(), boxes.requires_grad_(), targets.to(DEVICE)
     index = ops.batch_linear_sum_assignment(ops.match_cost(logits, boxes, targets), targets)
     losses = ops.set_loss(logits, boxes, targets, index, backend="triton")
     sum(getattr(LossWeights(), name) * loss.sum() for name, loss in losses.items()).backward()
@@ -157,7 +159,7 @@ def test_golden_losses_and_gradients(golden, golden_case, case):
             assert abs(loss[layer].item() - exact) <= 2 * abs(theirs - exact) + 5e-7 * abs(exact), key
     for grad, name in ((logits.grad, "grad_logits"), (boxes.grad, "grad_boxes")):
         theirs = torch.from_numpy(expected[f"{case}/f32/{name}"])[-2:]
-        torch.testing.assert_close(grad, theirs, rtol=1e-5, atol=2e-6 * float(theirs.abs().max()))
+        torch.testing.assert_close(grad.cpu(), theirs, rtol=1e-5, atol=2e-6 * float(theirs.abs().max()))
 
 
 def test_given_normalizers(random_targets):
@@ -179,6 +181,6 @@ def test_a_label_out_of_range_is_named(random_targets):
     targets = random_targets([2, 3], 3)
     targets.labels[3] = 3  # no-object itself
     inputs = torch.randn(2, 2, 5, 4), torch.rand(2, 2, 5, 4), targets, _index(2, 1, [2, 3], 5)
-    set_loss_triton(*inputs, LossWeights(), 5.0, 5.0)
+    set_loss_triton(*(x.to(DEVICE) for x in inputs), LossWeights(), 5.0, 5.0)
     with pytest.raises(ValueError, match="layer 0, image 1, target 1: the label is out of range"):
         faults.raise_faults()
