@@ -4,5 +4,46 @@ The folder stands in the repository's root. From there Python would also find it
 top-level package, which is another project's name and would register every op twice.
 """
 
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
 if __name__ == "kernels":
     raise ImportError("this folder is detr_fast.kernels; the package 'kernels' is not installed here")
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on ``device``, None where they can."""
+    if not _installed():
+        return "Triton is not installed (pip install triton)"
+    if device.type == "cuda" or (device.type == "cpu" and _interpreted()):
+        return None
+    if device.type == "cpu":
+        return "Triton needs a GPU; to run its interpreter, set TRITON_INTERPRET=1 before the first op runs"
+    return "the kernels are written for CUDA devices"
+
+
+def automatic(device: torch.device) -> bool:
+    """Whether the kernels are worth choosing on ``device``: the interpreter is for tests."""
+    return device.type == "cuda"
+
+
+def launch_on(tensor: torch.Tensor) -> AbstractContextManager:
+    """Make the device of ``tensor`` the one that kernels are launched on."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+@cache
+def _installed() -> bool:
+    return find_spec("triton") is not None
+
+
+@cache
+def _interpreted() -> bool:
+    # Kept as it first was: Triton decides when a kernel is defined, which is right after.
+    return os.environ.get("TRITON_INTERPRET") == "1"

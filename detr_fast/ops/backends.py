@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from detr_fast.kernels import automatic, unavailable
+
 Functions = Mapping[str, Callable[..., Any]]
 
 VARIABLE = "DETR_FAST_BACKEND"
@@ -38,6 +40,7 @@ class Backend:
     load: Callable[[], Functions]  # imports on first use, so that nothing heavy is imported before
     unavailable: Callable[[torch.device], str | None]  # why it cannot run on this device, None where it can
     variants: frozenset[str] = frozenset()  # what it computes beyond what every backend of its hot path does
+    automatic: Callable[[torch.device], bool] = lambda device: True  # whether to take it here unasked
 
     def refusal(self, device: torch.device, variant: str | None) -> str | None:
         """Why it cannot compute ``variant`` on this device, None where it can."""
@@ -75,9 +78,9 @@ class Column:
         reasons = []
         for candidate in self.backends.values():
             reason = candidate.refusal(device, variant)
-            if reason is None:
+            if reason is None and candidate.automatic(device):
                 return candidate
-            reasons.append(f"{candidate.name}: {reason}")
+            reasons.append(f"{candidate.name}: {reason or 'runs here only when asked for by name'}")
         raise BackendError(f"{self.name}: no backend runs on {device.type}; " + "; ".join(reasons))
 
     def _named(self, name: str) -> Backend:
@@ -115,6 +118,11 @@ def why_no_extension() -> str | None:
     except ImportError as error:
         return f"the extension is not built ({error}); install the package with pip"
     return None
+
+
+def triton(load: Callable[[], Functions]) -> Backend:
+    """A backend in Triton; its interpreter, which also runs on the CPU, has to be asked for by name."""
+    return Backend("triton", load, unavailable, automatic=automatic)
 
 
 @contextmanager

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from detr_fast.ops.backends import Backend, Column, Functions, why_no_extension
+from detr_fast.ops.backends import Backend, Column, Functions, triton, why_no_extension
 from detr_fast.ops.targets import Targets
 
 CPU = torch.device("cpu")
@@ -110,15 +110,13 @@ def batch_linear_sum_assignment(
         num_threads = _threads_from_environment()
     if num_threads < 1:
         raise ValueError(f"num_threads must be at least 1, got {num_threads}")
+    offsets = targets_or_sizes.offsets if isinstance(targets_or_sizes, Targets) else None
     solve = COLUMN.select(cost.device, backend)["batch_linear_sum_assignment"]
-    index, u, v, failures = solve(_to_host(cost.detach()), sizes, groups, num_threads, return_duals)
+    index, u, v, failures = solve(cost.detach(), sizes, groups, num_threads, return_duals, offsets)
     if failures and on_error == "raise":
         raise ValueError(failures[0])
-    index = _to_device(torch.from_numpy(index if groups > 1 else index[:, 0]), cost.device)
-    if not return_duals:
-        return index
-    u = u if groups > 1 else u[:, 0]
-    return Assignment(index, *(_to_device(torch.from_numpy(dual), cost.device) for dual in (u, v)))
+    index = index if groups > 1 else index[:, 0]
+    return Assignment(index, u if groups > 1 else u[:, 0], v) if return_duals else index
 
 
 def matched_pairs(index: Tensor, targets_or_sizes: Targets | Sequence[int]) -> list[list[tuple[Tensor, Tensor]]]:
@@ -160,6 +158,25 @@ def check_sizes(cost: Tensor, targets_or_sizes: Targets | Sequence[int], groups:
     if groups < 1 or cost.shape[2] % groups:
         raise ValueError(f"{cost.shape[2]} queries cannot be divided into {groups} groups")
     return sizes
+
+
+# Index [L,G,T], duals [L,G,T] and [L,B,Q] where they were asked for, and what is wrong with which problem.
+HostAnswer: TypeAlias = tuple[np.ndarray, np.ndarray | None, np.ndarray | None, list[str]]
+Answer: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None, list[str]]
+
+
+def _on_host(solve: Callable[..., HostAnswer]) -> Callable[..., Answer]:
+    """A solver of NumPy arrays for tensors on any device."""
+
+    def run(
+        cost: Tensor, sizes: list[int], groups: int, num_threads: int, return_duals: bool, offsets: Tensor | None
+    ) -> Answer:
+        *arrays, failures = solve(_to_host(cost), sizes, groups, num_threads, return_duals)
+        index, u, v = (None if x is None else _to_device(torch.from_numpy(x), cost.device) for x in arrays)
+        assert index is not None
+        return index, u, v, failures
+
+    return run
 
 
 def _threads_from_environment() -> int:
@@ -210,7 +227,7 @@ def linear_sum_assignment_cpp(cost: Any, maximize: bool) -> tuple[np.ndarray, np
 
 def batch_linear_sum_assignment_cpp(
     cost: Tensor, sizes: list[int], groups: int, num_threads: int, return_duals: bool
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, list[str]]:
+) -> HostAnswer:
     array = _to_numpy(cost)
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
@@ -233,7 +250,7 @@ def linear_sum_assignment_scipy(cost: Any, maximize: bool) -> tuple[np.ndarray, 
 
 def batch_linear_sum_assignment_scipy(
     cost: Tensor, sizes: list[int], groups: int, num_threads: int, return_duals: bool
-) -> tuple[np.ndarray, None, None, list[str]]:
+) -> HostAnswer:
     if return_duals:
         raise ValueError('SciPy returns no duals; ask for them with backend="cpp"')
     array = _to_numpy(cost)  # [L,T,Q]
@@ -264,18 +281,33 @@ def _why_no_scipy() -> str | None:
     return None if find_spec("scipy") else "SciPy is not installed (pip install scipy)"
 
 
+def _load_triton() -> Functions:
+    from detr_fast.kernels.linear_sum_assignment import batch_linear_sum_assignment_triton as solve
+
+    def run(
+        cost: Tensor, sizes: list[int], groups: int, num_threads: int, return_duals: bool, offsets: Tensor | None
+    ) -> Answer:
+        if return_duals:
+            raise ValueError('the Triton solver returns no duals; ask for them with backend="cpp"')
+        return solve(cost, sizes, groups, offsets), None, None, []
+
+    # A single matrix is solved where it lies.
+    return {**CPP, "batch_linear_sum_assignment": run}
+
+
 CPP: Functions = {
     "linear_sum_assignment": linear_sum_assignment_cpp,
-    "batch_linear_sum_assignment": batch_linear_sum_assignment_cpp,
+    "batch_linear_sum_assignment": _on_host(batch_linear_sum_assignment_cpp),
 }
 SCIPY: Functions = {
     "linear_sum_assignment": linear_sum_assignment_scipy,
-    "batch_linear_sum_assignment": batch_linear_sum_assignment_scipy,
+    "batch_linear_sum_assignment": _on_host(batch_linear_sum_assignment_scipy),
 }
 
 COLUMN = Column(
     "linear_sum_assignment",
     [
+        triton(_load_triton),
         Backend("cpp", lambda: CPP, lambda device: why_no_extension()),
         Backend("scipy", lambda: SCIPY, lambda device: _why_no_scipy()),
     ],

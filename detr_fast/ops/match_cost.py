@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from detr_fast.ops.backends import Column, extension, reference
+from detr_fast.ops.backends import Column, Functions, extension, reference, triton
 from detr_fast.ops.pairwise_box import box_cxcywh_to_xyxy, box_iou, compute_dtype
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import MatchWeights
@@ -130,6 +130,17 @@ def arrays_of(targets: Targets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return targets.labels.contiguous().numpy(), targets.boxes.contiguous().numpy(), targets.offsets.numpy()
 
 
+def _load_triton() -> Functions:
+    from detr_fast.kernels.match_cost import match_cost
+
+    return {"match_cost": match_cost}
+
+
 COLUMN = Column(
-    "match_cost", [extension({"match_cost": match_cost_cpp}), reference({"match_cost": match_cost_reference})]
+    "match_cost",
+    [
+        triton(_load_triton),
+        extension({"match_cost": match_cost_cpp}),
+        reference({"match_cost": match_cost_reference}),
+    ],
 )

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from detr_fast.ops.backends import Column, reference
+from detr_fast.ops.backends import Column, Functions, reference, triton
 
 
 def pairwise_box_iou(
@@ -128,7 +128,16 @@ def pairwise_box_l1_reference(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return (boxes1.to(dtype)[..., :, None, :] - boxes2.to(dtype)[..., None, :, :]).abs().sum(-1)
 
 
+def _load_triton() -> Functions:
+    from detr_fast.kernels.pairwise_box import pairwise_box_iou, pairwise_box_l1
+
+    return {"pairwise_box_iou": pairwise_box_iou, "pairwise_box_l1": pairwise_box_l1}
+
+
 COLUMN = Column(
     "pairwise_box",
-    [reference({"pairwise_box_iou": pairwise_box_iou_reference, "pairwise_box_l1": pairwise_box_l1_reference})],
+    [
+        triton(_load_triton),
+        reference({"pairwise_box_iou": pairwise_box_iou_reference, "pairwise_box_l1": pairwise_box_l1_reference}),
+    ],
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot, softplus
 
-from detr_fast.ops.backends import Column, extension, reference
+from detr_fast.ops.backends import Column, Functions, extension, reference, triton
 from detr_fast.ops.match_cost import arrays_of, check_predictions, rows_of
 from detr_fast.ops.pairwise_box import box_cxcywh_to_xyxy, box_iou, compute_dtype
 from detr_fast.ops.targets import Targets
@@ -231,9 +231,16 @@ class _SetLossSums(torch.autograd.Function):
         return of_logits.to(logits.dtype), of_boxes.to(boxes.dtype), None, None, None
 
 
+def _load_triton() -> Functions:
+    from detr_fast.kernels.set_loss import set_loss_triton
+
+    return {"set_loss": set_loss_triton}
+
+
 COLUMN = Column(
     "set_loss",
     [
+        triton(_load_triton),
         extension({"set_loss": set_loss_cpp}, variants=IOU_AWARE),
         reference({"set_loss": set_loss_reference}, variants=IOU_AWARE),
     ],

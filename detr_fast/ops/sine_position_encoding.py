@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from detr_fast.ops.backends import Column, reference
+from detr_fast.ops.backends import Column, Functions, reference, triton
 
 
 def sine_position_encoding(
@@ -108,4 +108,13 @@ def sine_position_encoding_reference(
     return encoding.permute(0, 3, 1, 2).contiguous() if layout == "bchw" else encoding.flatten(1, 2)
 
 
-COLUMN = Column("sine_position_encoding", [reference({"sine_position_encoding": sine_position_encoding_reference})])
+def _load_triton() -> Functions:
+    from detr_fast.kernels.sine_position_encoding import sine_position_encoding
+
+    return {"sine_position_encoding": sine_position_encoding}
+
+
+COLUMN = Column(
+    "sine_position_encoding",
+    [triton(_load_triton), reference({"sine_position_encoding": sine_position_encoding_reference})],
+)

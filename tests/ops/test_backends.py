@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 def test_every_hot_path_has_a_column():
     assert sorted(COLUMNS) == sorted(NAMES)
-    assert set(COLUMNS["linear_sum_assignment"].backends) == {"cpp", "scipy"}
+    assert set(COLUMNS["linear_sum_assignment"].backends) == {"triton", "cpp", "scipy"}
 
 
 def test_the_first_that_can_run_is_taken(column):

@@ -1,0 +1,184 @@
+"""IoU, GIoU and L1 of every pair of boxes: one launch forward, one per side backward, no atomics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from detr_fast.kernels import launch_on
+from detr_fast.kernels.box import box_iou, box_iou_grad, corners, l1, load_box
+
+FORWARD_BLOCK = {"BLOCK_A": 16, "BLOCK_B": 64}
+BACKWARD_BLOCK = {"BLOCK_A": 8, "BLOCK_B": 64}
+
+
+@triton.jit(do_not_specialize=["stride_a", "stride_b", "num_a", "num_b"])
+def pairwise_box_fwd_kernel(
+    a_ptr,  # [K,N,4], batches stride_a apart
+    b_ptr,  # [K,M,4], batches stride_b apart
+    out_ptr,  # [K,N,M]
+    stride_a,
+    stride_b,
+    num_a,
+    num_b,
+    KIND: tl.constexpr,  # "iou", "giou" or "l1"
+    CENTRES: tl.constexpr,  # boxes are cxcywh, and not corners
+    EPS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    batch = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(1) * BLOCK_A + tl.arange(0, BLOCK_A)[:, None]
+    column = tl.program_id(2) * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
+    a0, a1, a2, a3 = load_box(a_ptr + batch * stride_a + row * 4, row < num_a, COMPUTE)
+    b0, b1, b2, b3 = load_box(b_ptr + batch * stride_b + column * 4, column < num_b, COMPUTE)
+    if KIND == "l1":
+        out = l1(a0, a1, a2, a3, b0, b1, b2, b3)
+    else:
+        if CENTRES:
+            a0, a1, a2, a3 = corners(a0, a1, a2, a3)
+            b0, b1, b2, b3 = corners(b0, b1, b2, b3)
+        out = box_iou(a0, a1, a2, a3, b0, b1, b2, b3, KIND == "giou", EPS)
+    offset = (batch * num_a + row) * num_b + column
+    tl.store(out_ptr + offset, out, mask=(row < num_a) & (column < num_b))
+
+
+@triton.jit
+def _sign(x):
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0)).to(x.dtype)
+
+
+@triton.jit(do_not_specialize=["stride_a", "stride_b", "grad_stride_batch", "num_a", "num_b"])
+def pairwise_box_bwd_kernel(
+    a_ptr,  # [K,N,4], batches stride_a apart; the side whose gradient is written
+    b_ptr,  # [K,M,4], batches stride_b apart
+    grad_ptr,  # [K,N,M], or [K,M,N], as its strides say
+    grad_a_ptr,  # [K,N,4]
+    stride_a,
+    stride_b,
+    grad_stride_batch,
+    grad_stride_a,
+    grad_stride_b,
+    num_a,
+    num_b,
+    KIND: tl.constexpr,
+    CENTRES: tl.constexpr,
+    EPS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """One program owns BLOCK_A boxes and adds up their gradients over all of b in a fixed order."""
+    batch = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(1) * BLOCK_A + tl.arange(0, BLOCK_A)
+    inside = row < num_a
+    a0, a1, a2, a3 = load_box(a_ptr + batch * stride_a + row[:, None] * 4, inside[:, None], COMPUTE)
+    if CENTRES:
+        a0, a1, a2, a3 = corners(a0, a1, a2, a3)
+    grad_ptr += batch * grad_stride_batch + row[:, None].to(tl.int64) * grad_stride_a
+    sum0 = tl.zeros((BLOCK_A, BLOCK_B), COMPUTE)
+    sum1 = tl.zeros((BLOCK_A, BLOCK_B), COMPUTE)
+    sum2 = tl.zeros((BLOCK_A, BLOCK_B), COMPUTE)
+    sum3 = tl.zeros((BLOCK_A, BLOCK_B), COMPUTE)
+    start = 0
+    while start < num_b:
+        column = start + tl.arange(0, BLOCK_B)[None, :]
+        b0, b1, b2, b3 = load_box(b_ptr + batch * stride_b + column * 4, column < num_b, COMPUTE)
+        pair = inside[:, None] & (column < num_b)
+        grad = tl.load(grad_ptr + column * grad_stride_b, mask=pair, other=0).to(COMPUTE)
+        if KIND == "l1":
+            d0, d1, d2, d3 = grad * _sign(a0 - b0), grad * _sign(a1 - b1), grad * _sign(a2 - b2), grad * _sign(a3 - b3)
+        else:
+            if CENTRES:
+                b0, b1, b2, b3 = corners(b0, b1, b2, b3)
+            d0, d1, d2, d3 = box_iou_grad(grad, a0, a1, a2, a3, b0, b1, b2, b3, KIND == "giou", EPS)
+        sum0 += tl.where(pair, d0, 0.0)
+        sum1 += tl.where(pair, d1, 0.0)
+        sum2 += tl.where(pair, d2, 0.0)
+        sum3 += tl.where(pair, d3, 0.0)
+        start += BLOCK_B
+    g0, g1, g2, g3 = tl.sum(sum0, 1), tl.sum(sum1, 1), tl.sum(sum2, 1), tl.sum(sum3, 1)
+    if CENTRES:
+        g0, g1, g2, g3 = g0 + g2, g1 + g3, (g2 - g0) * 0.5, (g3 - g1) * 0.5
+    grad_a_ptr += (batch * num_a + row) * 4
+    tl.store(grad_a_ptr, g0, mask=inside)
+    tl.store(grad_a_ptr + 1, g1, mask=inside)
+    tl.store(grad_a_ptr + 2, g2, mask=inside)
+    tl.store(grad_a_ptr + 3, g3, mask=inside)
+
+
+class _PairwiseBox(torch.autograd.Function):
+    """[K,N,4] and [K,M,4], boxes without gaps and batches any stride apart, to [K,N,M]."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, kind: str, centres: bool, eps: float) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.options = {"KIND": kind, "CENTRES": centres, "EPS": eps, "COMPUTE": _compute_type(a, b)}
+        batch, num_a, num_b = a.shape[0], a.shape[1], b.shape[1]
+        dtype = torch.float64 if ctx.options["COMPUTE"] == tl.float64 else torch.float32
+        out = torch.empty(batch, num_a, num_b, dtype=dtype, device=a.device)
+        if out.numel():
+            block_a, block_b = FORWARD_BLOCK["BLOCK_A"], FORWARD_BLOCK["BLOCK_B"]
+            grid = (batch, triton.cdiv(num_a, block_a), triton.cdiv(num_b, block_b))
+            with launch_on(a):
+                pairwise_box_fwd_kernel[grid](
+                    a, b, out, a.stride(0), b.stride(0), num_a, num_b, **ctx.options, **FORWARD_BLOCK
+                )
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        a, b = ctx.saved_tensors
+        grad_a = _backward(a, b, grad, ctx.options) if ctx.needs_input_grad[0] else None
+        grad_b = _backward(b, a, grad.transpose(1, 2), ctx.options) if ctx.needs_input_grad[1] else None
+        return grad_a, grad_b, None, None, None
+
+
+def _backward(a: Tensor, b: Tensor, grad: Tensor, options: dict[str, Any]) -> Tensor:
+    batch, num_a, num_b = grad.shape
+    grad_a = torch.empty(batch, num_a, 4, dtype=a.dtype, device=a.device)
+    if grad_a.numel():
+        with launch_on(a):
+            pairwise_box_bwd_kernel[(batch, triton.cdiv(num_a, BACKWARD_BLOCK["BLOCK_A"]))](
+                a,
+                b,
+                grad,
+                grad_a,
+                a.stride(0),
+                b.stride(0),
+                *grad.stride(),
+                num_a,
+                num_b,
+                **options,
+                **BACKWARD_BLOCK,
+            )
+    return grad_a
+
+
+def _compute_type(a: Tensor, b: Tensor) -> tl.dtype:
+    return tl.float64 if a.dtype == b.dtype == torch.float64 else tl.float32
+
+
+def _pairwise(boxes1: Tensor, boxes2: Tensor, kind: str, centres: bool, eps: float) -> Tensor:
+    leading = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
+    out = _PairwiseBox.apply(_flatten(boxes1, leading), _flatten(boxes2, leading), kind, centres, eps)
+    return out.view(*leading, boxes1.shape[-2], boxes2.shape[-2])
+
+
+def _flatten(boxes: Tensor, leading: torch.Size) -> Tensor:  # [...,N,4] -> [K,N,4], without a copy where it can be
+    return boxes.contiguous().expand(*leading, *boxes.shape[-2:]).reshape(leading.numel(), *boxes.shape[-2:])
+
+
+def pairwise_box_iou(boxes1: Tensor, boxes2: Tensor, *, kind: str, box_format: str, eps: float) -> Tensor:
+    return _pairwise(boxes1, boxes2, kind, box_format == "cxcywh", eps)
+
+
+def pairwise_box_l1(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    return _pairwise(boxes1, boxes2, "l1", False, 0.0)

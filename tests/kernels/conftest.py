@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+
+@pytest.fixture(autouse=True)
+def _empty_is_nan(monkeypatch):
+    """Fill ``torch.empty`` with NaN, so that a result which no kernel wrote shows."""
+    empty = torch.empty
+
+    def nan(*args, **kwargs):
+        tensor = empty(*args, **kwargs)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(-(2**7))
+
+    monkeypatch.setattr(torch, "empty", nan)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where the kernels run: a GPU where there is one, else the CPU, in Triton's interpreter."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def assert_as_exact():
+    """Hold a result to the float64 reference: its error may be twice that of plain PyTorch in its own dtype.
+
+    A unit in the last place comes on top, which even an exact value may lose when it is stored; in float64,
+    where the reference is plain PyTorch, 64 of them stand for its error.
+    """
+
+    def check(result: Tensor, plain: Tensor, exact: Tensor) -> None:
+        result, plain, exact = result.cpu(), plain.cpu(), exact.cpu()
+        assert result.dtype == plain.dtype
+        assert result.shape == exact.shape
+        if not exact.numel():
+            return
+        assert torch.equal(result.isfinite(), exact.isfinite())
+        units = 64 if result.dtype == torch.float64 else 1
+        rounding = units * torch.finfo(result.dtype).eps * exact.abs().nan_to_num(0, 0, 0).max()
+        finite = exact.isfinite()
+        result, plain, exact = (tensor[finite].double() for tensor in (result, plain, exact))
+        assert (result - exact).abs().max() <= 2 * (plain - exact).abs().max() + rounding
+
+    return check
