@@ -108,7 +108,7 @@ class FastPath {
   int64_t find_parent(int64_t end, int64_t place, double distance, double price) const;
   void update_duals(int64_t visits, double length);
 
-  bool too_many_ties() const { return num_ties_ > 1 + n_ / 8; }
+  bool too_many_ties() const { return num_ties_ > n_ / 8; }
 
   static constexpr int64_t kBids = 1;  // a row, on average
 
