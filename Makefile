@@ -2,14 +2,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+PEERS := $(VENV)/peers
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-peers lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/detr-fast demo
 
 test: lint
 	$(BIN)/pytest
+
+# The tests that need RF-DETR or MMDetection, in an environment of their own.
+test-peers: $(PEERS)/installed
+	$(PEERS)/bin/pytest tests/integrations
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -24,4 +29,10 @@ clean:
 $(INSTALLED): constraints.txt pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test]"
+	touch $@
+
+$(PEERS)/installed: tests/integrations/peers.txt $(INSTALLED)
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --constraint constraints.txt --editable ".[train,test]"
+	$(PEERS)/bin/pip install --quiet --no-deps --requirement tests/integrations/peers.txt
 	touch $@

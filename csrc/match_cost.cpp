@@ -83,10 +83,11 @@ DETR_FAST_INLINE void focal_cost_loop(int64_t n, const T* score, const MatchOpti
   const T eps = options.focal_eps;
   for (int64_t q = 0; q < n; ++q) {
     const Sigmoid<T> s = sigmoid_of(score[q]);
-    const T surprise = kEps ? -log_of(s.p + eps) : s.softplus - score[q];
+    const T surprise = kEps ? -log_of(s.p + eps) : -s.log_p;
     const T relief = kEps ? -log_of(s.complement + eps) : s.softplus;
-    const T positive = alpha * power_of<T, kSquare>(s.complement, gamma) * surprise;
-    cost[q] = weight * (positive - (1 - alpha) * power_of<T, kSquare>(s.p, gamma) * relief);
+    const T positive = alpha * power_of<T, kSquare>(s.complement, -s.softplus, gamma) * surprise;
+    const T negative = (1 - alpha) * power_of<T, kSquare>(s.p, s.log_p, gamma) * relief;
+    cost[q] = weight * (positive - negative);
   }
 }
 

@@ -23,7 +23,7 @@ struct Negative {
         constant_factor(options.class_loss == ClassLoss::kVarifocal) {}
 };
 
-constexpr int64_t kRun = 1024;  // so many terms are added up in T before they are added to a double
+constexpr int64_t kRun = 256;  // so many terms are added up in T before they are added to a double
 
 template <typename T, bool kSquare>
 DETR_FAST_INLINE double sum_negatives_body(const T* logits, int64_t n, const Negative& negative) {
@@ -35,7 +35,7 @@ DETR_FAST_INLINE double sum_negatives_body(const T* logits, int64_t n, const Neg
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = start; i < end; ++i) {
       const Sigmoid<T> s = sigmoid_of(logits[i]);
-      sum += power_of<T, kSquare>(s.p, gamma) * s.softplus;
+      sum += power_of<T, kSquare>(s.p, s.log_p, gamma) * s.softplus;
     }
     total += sum;
   }
@@ -48,7 +48,7 @@ DETR_FAST_INLINE void grad_negatives_body(const T* logits, int64_t n, const Nega
   const T scale = upstream * static_cast<T>(negative.scale);
   for (int64_t i = 0; i < n; ++i) {
     const Sigmoid<T> s = sigmoid_of(logits[i]);
-    grad[i] = scale * power_of<T, kSquare>(s.p, gamma) * (s.p + of_factor * s.complement * s.softplus);
+    grad[i] = scale * power_of<T, kSquare>(s.p, s.log_p, gamma) * (s.p + of_factor * s.complement * s.softplus);
   }
 }
 
@@ -76,18 +76,11 @@ struct ValueAndSlope {
   double value, slope;
 };
 
-ValueAndSlope negative_at(double x, const Negative& negative) {
-  const Sigmoid<double> s = sigmoid_of(x);
-  const double factor = negative.scale * std::pow(s.p, negative.gamma);
-  const double of_factor = negative.constant_factor ? 0 : negative.gamma;
-  return {factor * s.softplus, factor * (s.p + of_factor * s.complement * s.softplus)};
-}
-
 // The loss of a logit that is its query's class, whose box has this IoU.
 ValueAndSlope positive_at(double x, double iou, const LossOptions& options) {
   const Sigmoid<double> s = sigmoid_of(x);
   if (options.class_loss == ClassLoss::kFocal) {
-    const double surprise = s.softplus - x;  // -ln p
+    const double surprise = -s.log_p;
     const double factor = options.focal_alpha * std::pow(s.complement, options.focal_gamma);
     return {factor * surprise, -factor * (options.focal_gamma * s.p * surprise + s.complement)};
   }
@@ -205,17 +198,13 @@ std::vector<int64_t> pairs_of_queries(const PackedTargets& targets, const Matche
   return pair;
 }
 
-// Calls with a contiguous run of logits, where it starts in [B,Q,C], and its length.
+// Calls with a contiguous run of logits, its first query's place in [B,Q], and the number of its queries.
 template <typename T, typename Function>
 void for_each_run(const Predictions<T>& logits, int64_t layer, Function&& call) {
-  const int64_t of_image = logits.queries * logits.width;
+  const int64_t together = logits.query_stride == logits.width ? logits.queries : 1;
   for (int64_t image = 0; image < logits.images; ++image) {
-    if (logits.query_stride == logits.width) {
-      call(logits.row(layer, image, 0), image * of_image, of_image);
-      continue;
-    }
-    for (int64_t q = 0; q < logits.queries; ++q) {
-      call(logits.row(layer, image, q), image * of_image + q * logits.width, logits.width);
+    for (int64_t q = 0; q < logits.queries; q += together) {
+      call(logits.row(layer, image, q), image * logits.queries + q, together);
     }
   }
 }
@@ -255,18 +244,26 @@ struct Layer {
   double sigmoid_losses() const {
     const Negative negative(options);
     double total = 0;
-    for_each_run(logits, index,
-                 [&](const T* run, int64_t, int64_t length) { total += sum_negatives(run, length, negative); });
-    for_each_positive([&](int64_t, int64_t, double x, double iou) {
-      total += positive_at(x, iou, options).value - negative_at(x, negative).value;
+    // The logits between one positive and the next; to subtract the positives' share afterwards would cancel.
+    for_each_run(logits, index, [&](const T* run, int64_t first, int64_t count) {
+      int64_t from = 0;
+      for (int64_t k = 0; k < count; ++k) {
+        if (pair[first + k] < 0) continue;
+        const int64_t positive = k * logits.width + targets.labels[pair[first + k]];
+        total += sum_negatives(run + from, positive - from, negative);
+        from = positive + 1;
+      }
+      total += sum_negatives(run + from, count * logits.width - from, negative);
     });
+    for_each_positive(
+        [&](int64_t, int64_t, double x, double iou) { total += positive_at(x, iou, options).value; });
     return total;
   }
 
   void grad_sigmoid_losses(double upstream, T* grad) const {
     const Negative negative(options);
-    for_each_run(logits, index, [&](const T* run, int64_t start, int64_t length) {
-      grad_negatives(run, length, negative, static_cast<T>(upstream), grad + start);
+    for_each_run(logits, index, [&](const T* run, int64_t first, int64_t count) {
+      grad_negatives(run, count * logits.width, negative, static_cast<T>(upstream), grad + first * logits.width);
     });
     for_each_positive([&](int64_t place, int64_t label, double x, double iou) {
       grad[place * logits.width + label] = static_cast<T>(upstream * positive_at(x, iou, options).slope);

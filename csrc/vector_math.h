@@ -72,10 +72,10 @@ DETR_FAST_INLINE double exp_of(double x) { return std::exp(x); }
 DETR_FAST_INLINE double log1p_of(double x) { return std::log1p(x); }
 DETR_FAST_INLINE double log_of(double x) { return std::log(x); }
 
-// The sigmoid p of a logit, 1 - p, and -ln(1 - p), none of them by a difference that cancels.
+// The sigmoid p of a logit, 1 - p, ln p and -ln(1 - p), none of them by a difference that cancels.
 template <typename T>
 struct Sigmoid {
-  T p, complement, softplus;
+  T p, complement, log_p, softplus;
 };
 
 template <typename T>
@@ -83,13 +83,14 @@ DETR_FAST_INLINE Sigmoid<T> sigmoid_of(T x) {
   const T e = exp_of(x < 0 ? x : -x);
   const T large = 1 / (1 + e);
   const T small = e * large;
-  return {x < 0 ? small : large, x < 0 ? large : small, (x < 0 ? 0 : x) + log1p_of(e)};
+  const T rest = log1p_of(e);
+  return {x < 0 ? small : large, x < 0 ? large : small, (x < 0 ? x : 0) - rest, (x < 0 ? 0 : x) + rest};
 }
 
-// p^gamma, where gamma is mostly 2.
+// p^gamma, where gamma is mostly 2, of a probability whose logarithm is known.
 template <typename T, bool kSquare>
-DETR_FAST_INLINE T power_of(T p, T gamma) {
-  return kSquare ? p * p : std::pow(p, gamma);
+DETR_FAST_INLINE T power_of(T p, T log_p, T gamma) {
+  return kSquare ? p * p : exp_of(gamma * log_p);
 }
 
 // A row of scores padded to whole vectors by values whose exponential is nothing.

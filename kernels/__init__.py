@@ -1,7 +1,8 @@
 """Triton kernels, one file per hot path, installed as ``detr_fast.kernels``.
 
-The folder stands in the repository's root. From there Python would also find it as a
-top-level package, which is another project's name and would register every op twice.
+The folder stands in the repository's root. From there Python also finds it under the name ``kernels``, which is
+another project's; it then makes way for that one, or is an empty module that has no files, which transformers takes
+for nothing installed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ from importlib.util import find_spec
 import torch
 
 if __name__ == "kernels":
-    raise ImportError("this folder is detr_fast.kernels; the package 'kernels' is not installed here")
+    import sys
+    from importlib.machinery import PathFinder
+    from importlib.util import module_from_spec
+    from pathlib import Path
+
+    _root = Path(__file__).resolve().parents[1]
+    _spec = PathFinder.find_spec("kernels", [entry for entry in sys.path if Path(entry).resolve() != _root])
+    if _spec is not None and _spec.loader is not None:
+        sys.modules["kernels"] = module_from_spec(_spec)
+        _spec.loader.exec_module(sys.modules["kernels"])
+    __file__, __path__ = None, []  # type: ignore[assignment]  # so that nothing is imported from here by that name
 
 
 def unavailable(device: torch.device) -> str | None:

@@ -61,12 +61,17 @@ def test_wheel_holds_no_package_called_kernels(unpacked):
     assert tops == {"detr_fast"}
 
 
-def test_the_folder_is_not_imported_by_its_own_name():
+def test_the_folder_makes_way_for_the_package_of_its_name(tmp_path):
     code = """
 import sys; sys.path.insert(0, ROOT_PATH)
+import kernels
+print(getattr(kernels, "whose", None), kernels.__file__)
 try:
-    import kernels
-except ImportError as error:
-    print(error)
+    import kernels.anything
+except ModuleNotFoundError:
+    print("nothing inside")
 """.replace("ROOT_PATH", repr(str(ROOT)))
-    assert "detr_fast.kernels" in _run(code, Path("/"), Path("/"))
+    assert _run(code, Path("/nowhere"), Path("/")) == "None None\nnothing inside\n"
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels/__init__.py").write_text("whose = 'theirs'\n")
+    assert _run(code, tmp_path, Path("/")).startswith(f"theirs {tmp_path}")

@@ -1,0 +1,276 @@
+"""MMDetection's own DETR, head and assigner against ours, key by key."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from detr_fast import DETR, LossWeights, MatchWeights, Targets, ops
+from detr_fast.models import load_weights
+from detr_fast.models.formats import recognise, to_original
+
+NUM_CLASSES, NUM_QUERIES = 6, 10
+SIZES = ((480, 640), (333, 500), (64, 800))
+COSTS = {
+    "shipped": [
+        {"type": "ClassificationCost", "weight": 1.0},
+        {"type": "BBoxL1Cost", "weight": 5.0, "box_format": "xywh"},
+        {"type": "IoUCost", "iou_mode": "giou", "weight": 2.0},
+    ],
+    "corners": [
+        {"type": "ClassificationCost", "weight": 1.0},
+        {"type": "BBoxL1Cost", "weight": 5.0},
+        {"type": "IoUCost", "iou_mode": "giou", "weight": 2.0},
+    ],
+    "focal": [
+        {"type": "FocalLossCost", "weight": 2.0},
+        {"type": "BBoxL1Cost", "weight": 5.0, "box_format": "xywh"},
+        {"type": "IoUCost", "iou_mode": "giou", "weight": 2.0},
+    ],
+    "not ours": [{"type": "ClassificationCost", "weight": 1.0}, {"type": "IoUCost", "iou_mode": "iou", "weight": 2.0}],
+}
+
+
+@pytest.fixture(scope="session")
+def fast(import_or_skip):
+    """Our integration, with MMDetection behind it; mmcv-lite lacks the compiled part, which DETR doesn't use."""
+
+    class Stub(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return lambda *args, **kwargs: None
+
+    if importlib.util.find_spec("mmcv") is not None and "mmcv._ext" not in sys.modules:
+        stub = Stub("mmcv._ext")
+        stub.__spec__ = ModuleSpec("mmcv._ext", None)
+        sys.modules["mmcv._ext"] = stub
+    import_or_skip("mmdet")
+    import_or_skip("mmdet.models")  # all of it is registered
+    from mmengine.registry import init_default_scope
+
+    from detr_fast.integrations import mmdet
+
+    init_default_scope("mmdet")
+    return mmdet
+
+
+def make_instances(counts, seed: int = 0):
+    from mmengine.structures import InstanceData
+
+    generator = torch.Generator().manual_seed(seed)
+    instances = []
+    for count, (height, width) in zip(counts, SIZES, strict=False):
+        low = torch.rand(count, 2, generator=generator) * 0.5
+        high = low + 0.05 + torch.rand(count, 2, generator=generator) * 0.4
+        corners = torch.cat((low, high), -1) * torch.tensor([width, height, width, height])
+        instances.append(InstanceData(bboxes=corners, labels=torch.randint(NUM_CLASSES, (count,), generator=generator)))
+    return instances, [{"img_shape": size} for size in SIZES[: len(counts)]]
+
+
+def make_predictions(images: int, num_logits: int, layers: int = 6):
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(layers, images, NUM_QUERIES, num_logits, generator=generator)
+    return logits.requires_grad_(), (
+        torch.rand(layers, images, NUM_QUERIES, 4, generator=generator) * 0.4 + 0.2
+    ).requires_grad_()
+
+
+@pytest.mark.parametrize("costs", COSTS)
+@pytest.mark.parametrize("count", [0, 1, 7, 10, 14])
+def test_the_assigner(fast, costs, count):
+    from mmdet.registry import TASK_UTILS
+    from mmengine.structures import InstanceData
+
+    configuration = {"match_costs": COSTS[costs]}
+    theirs = TASK_UTILS.build({"type": "HungarianAssigner", **configuration})
+    ours = TASK_UTILS.build({"type": "FastHungarianAssigner", **configuration})
+    (truth, *_), (meta, *_) = make_instances((count,), seed=count)
+    generator = torch.Generator().manual_seed(9)
+    low = torch.rand(NUM_QUERIES, 2, generator=generator) * 300
+    corners = torch.cat((low, low + torch.rand(NUM_QUERIES, 2, generator=generator) * 150 + 5), -1)
+    predicted = InstanceData(scores=torch.randn(NUM_QUERIES, NUM_CLASSES + 1, generator=generator), bboxes=corners)
+    expected, found = (assigner.assign(predicted, truth, meta) for assigner in (theirs, ours))
+    assert found.num_gts == expected.num_gts == count
+    assert found.gt_inds.tolist() == expected.gt_inds.tolist()
+    assert found.labels.tolist() == expected.labels.tolist()
+
+
+@pytest.mark.parametrize("costs", ["shipped", "corners", "focal"])
+def test_the_costs(fast, costs):
+    from mmdet.registry import TASK_UTILS
+    from mmengine.structures import InstanceData
+
+    (truth, *_), (meta, *_) = make_instances((5,))
+    logits, boxes = (tensor.detach() for tensor in make_predictions(1, NUM_CLASSES + 1, layers=1))
+    height, width = SIZES[0]
+    centre, size = boxes[0, 0, :, :2], boxes[0, 0, :, 2:]
+    corners = torch.cat((centre - size / 2, centre + size / 2), -1) * torch.tensor([width, height, width, height])
+    predicted = InstanceData(scores=logits[0, 0], bboxes=corners)
+    match_costs = [TASK_UTILS.build(cost) for cost in COSTS[costs]]
+    expected = sum(cost(predicted, truth, meta) for cost in match_costs)  # [Q,T]
+    weights = fast.match_weights(match_costs)
+    found = ops.match_cost(logits, boxes, fast._pack([truth], [SIZES[0]]), weights=weights)
+    torch.testing.assert_close(found[0].T, expected, rtol=2e-6, atol=2e-6)
+    if costs == "corners":
+        preset = ops.match_cost(logits, boxes, fast._pack([truth], [SIZES[0]]), weights=MatchWeights.mmdet())
+        torch.testing.assert_close(preset[0].T, expected, rtol=2e-6, atol=2e-6)
+
+
+HEAD = {"num_classes": NUM_CLASSES, "embed_dims": 16}
+# Spelled out, since DETRHead changes its own default.
+SOFTMAX = {"type": "CrossEntropyLoss", "bg_cls_weight": 0.1, "class_weight": 1.0, "use_sigmoid": False}
+FOCAL = {"type": "FocalLoss", "use_sigmoid": True, "loss_weight": 2.0}
+
+
+def build_heads(costs: str, **options: Any):
+    """Their head and ours, alike."""
+    from mmdet.registry import MODELS
+
+    heads = []
+    for head, assigner in (("DETRHead", "HungarianAssigner"), ("FastDETRHead", "FastHungarianAssigner")):
+        train = {"assigner": {"type": assigner, "match_costs": COSTS[costs]}}
+        heads.append(MODELS.build({"type": head, "train_cfg": train, **HEAD, "loss_cls": dict(SOFTMAX), **options}))
+    return heads
+
+
+@pytest.mark.parametrize(
+    ("costs", "options"), [("shipped", {}), ("corners", {}), ("focal", {"loss_cls": FOCAL}), ("not ours", {})]
+)
+@pytest.mark.parametrize("counts", [(3, 0, 5), (14, 2), (0, 0)], ids=["ragged", "more than queries", "none"])
+def test_the_head(fast, costs, options, counts, monkeypatch):
+    calls = []
+    set_loss = ops.set_loss
+    monkeypatch.setattr(ops, "set_loss", lambda *args, **kwargs: calls.append(1) or set_loss(*args, **kwargs))
+    results = []
+    for head in build_heads(costs, **{k: dict(v) for k, v in options.items()}):
+        logits, boxes = make_predictions(len(counts), head.cls_out_channels)
+        losses = head.loss_by_feat(logits, boxes, *make_instances(counts))
+        sum(losses.values()).backward()
+        results.append({**losses, "logits": logits.grad, "boxes": boxes.grad})
+    theirs, ours = results
+    assert ours.keys() == theirs.keys() >= {f"d{i}.loss_{k}" for i in range(5) for k in ("cls", "bbox", "iou")}
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    assert len(calls) == (costs != "not ours")
+
+
+@pytest.mark.parametrize("counts", [(3, 0, 5), (14, 2)], ids=["ragged", "more than queries"])
+def test_the_preset_is_the_head_of_2_11(fast, counts):
+    """L1 on corners, GIoU in pixels, matched pairs as the normaliser: MatchWeights.mmdet() and LossWeights.mmdet()."""
+    head, _ = build_heads("corners")
+    logits, boxes = make_predictions(len(counts), NUM_CLASSES + 1)
+    instances, metas = make_instances(counts)
+    theirs = head.loss_by_feat(logits, boxes, instances, metas)
+    targets: Targets = fast._pack(instances, [meta["img_shape"] for meta in metas])
+    weights = LossWeights.mmdet()
+    index = ops.batch_linear_sum_assignment(
+        ops.match_cost(logits, boxes, targets, weights=MatchWeights.mmdet()), targets
+    )
+    ours = ops.set_loss(logits, boxes, targets, index, weights=weights)
+    for own, name in (("loss_ce", "loss_cls"), ("loss_bbox", "loss_bbox"), ("loss_giou", "loss_iou")):
+        for layer, value in enumerate(ours[own] * getattr(weights, own)):
+            key = name if layer == 5 else f"d{layer}.{name}"
+            torch.testing.assert_close(value, theirs[key], rtol=1e-5, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("options", [{}, {"normalize": True}, {"normalize": True, "offset": -0.5}])
+def test_the_positional_encoding(fast, options):
+    from mmdet.registry import MODELS
+
+    theirs, ours = (
+        MODELS.build({"type": name, "num_feats": 8, **options})
+        for name in ("SinePositionalEncoding", "FastSinePositionalEncoding")
+    )
+    mask = torch.zeros(2, 5, 7)
+    mask[1, 3:] = 1
+    torch.testing.assert_close(ours(mask), theirs(mask), rtol=0, atol=2e-6)
+    features = torch.zeros(2, 4, 5, 7)
+    torch.testing.assert_close(ours(None, features), theirs(None, features), rtol=0, atol=2e-6)
+
+
+def build_detector(kind: str, head: str, assigner: str):
+    from mmdet.registry import MODELS
+
+    layer = {
+        "self_attn_cfg": {"embed_dims": 16, "num_heads": 2, "batch_first": True},
+        "ffn_cfg": {"embed_dims": 16, "feedforward_channels": 24, "num_fcs": 2, "ffn_drop": 0.0},
+    }
+    cross = {"cross_attn_cfg": {"embed_dims": 16, "num_heads": 2, "batch_first": True}}
+    configuration = {
+        "type": kind,
+        "num_queries": NUM_QUERIES,
+        "data_preprocessor": {"type": "DetDataPreprocessor"},
+        "backbone": {
+            "type": "ResNet",
+            "depth": 18,
+            "out_indices": (3,),
+            "norm_cfg": {"type": "BN", "requires_grad": False},
+            "norm_eval": True,
+            "style": "pytorch",
+        },
+        "neck": {
+            "type": "ChannelMapper",
+            "in_channels": [512],
+            "kernel_size": 1,
+            "out_channels": 16,
+            "act_cfg": None,
+            "norm_cfg": None,
+            "num_outs": 1,
+        },
+        "encoder": {"num_layers": 1, "layer_cfg": layer},
+        "decoder": {"num_layers": 2, "layer_cfg": layer | cross, "return_intermediate": True},
+        "positional_encoding": {"num_feats": 8, "normalize": True},
+        "bbox_head": {"type": head, **HEAD, "loss_cls": dict(SOFTMAX)},
+        "train_cfg": {"assigner": {"type": assigner, "match_costs": COSTS["shipped"]}},
+        "test_cfg": {"max_per_img": 5},
+    }
+    torch.manual_seed(0)
+    return MODELS.build(configuration)
+
+
+def test_a_whole_detector_by_its_configuration(fast):
+    from mmdet.structures import DetDataSample
+
+    instances, _ = make_instances((3, 0))
+    samples = []
+    for truth in instances:
+        truth.bboxes = truth.bboxes / 8
+        sample = DetDataSample(gt_instances=truth)
+        sample.set_metainfo({"img_shape": (96, 128), "batch_input_shape": (96, 128)})
+        samples.append(sample)
+    images = torch.randn(2, 3, 96, 128)
+    theirs = build_detector("DETR", "DETRHead", "HungarianAssigner")
+    ours = build_detector("FastDETR", "FastDETRHead", "FastHungarianAssigner")
+    ours.load_state_dict(theirs.state_dict())
+    expected, found = (detector.loss(images, samples) for detector in (theirs, ours))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_its_weights_in_our_model(fast):
+    theirs = build_detector("DETR", "DETRHead", "HungarianAssigner").eval()
+    weights = {k: v for k, v in theirs.state_dict().items() if not k.startswith("data_preprocessor")}
+    assert recognise(weights) == "mmdet3"
+    shape = {"hidden_dim": 16, "num_heads": 2, "num_encoder_layers": 1, "num_decoder_layers": 2}
+    ours = DETR(NUM_CLASSES, backbone="resnet18", dim_feedforward=24, num_queries=NUM_QUERIES, **shape).eval()
+    load_weights(ours, to_original(weights))
+    images = torch.randn(1, 3, 96, 128)
+    with torch.no_grad():
+        from mmdet.structures import DetDataSample
+
+        sample = DetDataSample()
+        sample.set_metainfo({"img_shape": (96, 128), "batch_input_shape": (96, 128)})
+        features = theirs.extract_feat(images)
+        head_inputs = theirs.forward_transformer(features, [sample])
+        logits, boxes = theirs.bbox_head(**head_inputs)
+        output = ours(images)
+    torch.testing.assert_close(output.logits, logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(output.boxes, boxes, rtol=0, atol=1e-5)
