@@ -14,7 +14,7 @@ test: lint
 
 # The tests that need RF-DETR or MMDetection, in an environment of their own.
 test-peers: $(PEERS)/installed
-	$(PEERS)/bin/pytest tests/integrations
+	$(PEERS)/bin/pytest tests/integrations/test_rfdetr.py tests/integrations/test_mmdet.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

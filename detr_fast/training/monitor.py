@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,6 +46,7 @@ class LossMonitor:
         if not self._pending:
             return
         pending, self._pending = self._pending, []
+        _raise_device_faults(since=pending[0][0])
         table = torch.stack([values for *_, values in pending]).tolist()
         for (where, names, _), values in zip(pending, table, strict=True):
             broken = {name: value for name, value in zip(names, values, strict=True) if not math.isfinite(value)}
@@ -65,6 +67,16 @@ class LossMonitor:
         # Not every batch has all of them: the gradient's norm comes with those that end a step.
         values = {name: [row[name] for row in rows if name in row] for name in rows[-1]} if rows else {}
         return {name: sum(found) / len(found) for name, found in values.items()}
+
+
+def _raise_device_faults(*, since: str) -> None:
+    """Raise what kernels noted on the device; without kernels nothing is imported and nothing asked."""
+    faults = sys.modules.get("detr_fast.kernels.faults")
+    try:
+        if faults is not None:
+            faults.raise_faults()
+    except ValueError as error:
+        raise TrainingError(f"{since}, or soon after: {error}; the last good checkpoint is kept") from error
 
 
 class MetricsLog:
