@@ -103,32 +103,37 @@ def _configure(name: str) -> tuple[str, dict[str, Any]]:
         return "DabDetrForObjectDetection", {k: v for k, v in DETR.items() if k != "d_model"} | width
     if name == "DeformableDetr":
         return "DeformableDetrForObjectDetection", DETR | {"backbone_config": _resnet(stages=PYRAMID)}
-    if name == "DetrSegmentation":
+    if name in ("DetrSegmentation", "ConditionalDetrSegmentation"):
         stages = _resnet(stages=("stage1", *PYRAMID))
         wide = {"d_model": 64, "encoder_attention_heads": 8, "decoder_attention_heads": 8, "backbone_config": stages}
-        return "DetrForSegmentation", DETR | wide
+        return name.replace("Segmentation", "ForSegmentation"), DETR | wide
     if name == "Yolos":
         vit = {"image_size": [64, 96], "intermediate_size": 32, "num_hidden_layers": 2, "num_labels": NUM_CLASSES}
         return "YolosForObjectDetection", VIT | vit | {"num_detection_tokens": NUM_QUERIES}
     if name in ("RTDetr", "RTDetrV2"):
         return f"{name}ForObjectDetection", RT_DETR | {"backbone_config": _resnet("RTDetrResNetConfig", PYRAMID)}
-    if name == "DFine":
-        return "DFineForObjectDetection", RT_DETR | {"backbone_config": _hgnet()}
+    if name in ("DFine", "Deimv2"):
+        return f"{name}ForObjectDetection", RT_DETR | {"backbone_config": _hgnet()}
     if name == "LwDetr":
         windows = {"patch_size": 16, "out_indices": [0, 2], "window_block_indices": [1], "num_windows": 4}
         vit = transformers.LwDetrViTConfig(**VIT, **windows, pretrain_image_size=64)
         return "LwDetrForObjectDetection", GROUPED | {"backbone_config": vit}
-    if name == "RfDetr":
+    if name in ("RfDetr", "RfDetrSegmentation"):
         vit = transformers.RfDetrDinov2Config(
             **VIT, patch_size=8, out_features=["stage1", "stage3"], num_windows=2, mlp_ratio=1
         )
-        return "RfDetrForObjectDetection", GROUPED | {"backbone_config": vit}
-    if name == "GroundingDino":
+        task = "InstanceSegmentation" if name.endswith("Segmentation") else "ObjectDetection"
+        return f"RfDetrFor{task}", GROUPED | {"backbone_config": vit}
+    if name in ("GroundingDino", "MMGroundingDino"):
         text = transformers.BertConfig(
             hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32, max_position_embeddings=32
         )
         spoken = {"backbone_config": _swin(PYRAMID), "text_config": text, "max_text_len": 16}
-        return "GroundingDinoForObjectDetection", {k: v for k, v in DETR.items() if k != "num_labels"} | spoken
+        return f"{name}ForObjectDetection", {k: v for k, v in DETR.items() if k != "num_labels"} | spoken
+    if name == "MaskFormer":
+        decoder = transformers.DetrConfig(**DETR, backbone_config=_resnet())
+        masks = {"fpn_feature_size": 32, "mask_feature_size": 32, "decoder_config": decoder, "num_labels": NUM_CLASSES}
+        return "MaskFormerForInstanceSegmentation", {"backbone_config": _swin(("stage1", *PYRAMID))} | masks
     assert name == "Mask2Former"
     return "Mask2FormerForUniversalSegmentation", {
         "backbone_config": _swin(("stage1", *PYRAMID)),
@@ -156,9 +161,17 @@ FAMILIES = (
     "LwDetr",
     "RfDetr",
     "GroundingDino",
+    "MMGroundingDino",
+    "Deimv2",
     "DetrSegmentation",
+    "ConditionalDetrSegmentation",
+    "RfDetrSegmentation",
     "Mask2Former",
+    "MaskFormer",
 )
+
+
+SQUARE = ("LwDetr", "RfDetr", "GroundingDino", "MMGroundingDino", "Mask2Former", "MaskFormer")  # take square images
 
 
 @pytest.fixture(params=FAMILIES)
@@ -187,8 +200,8 @@ def make_batch() -> Callable[..., dict[str, Any]]:
 
     def make(name: str, sizes: tuple[int, ...] = SIZES) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(1)
-        width = 64 if name in ("LwDetr", "RfDetr", "GroundingDino", "Mask2Former") else 96
-        num_classes = 3 if name == "GroundingDino" else NUM_CLASSES
+        width = 64 if name.startswith(SQUARE) else 96
+        num_classes = 3 if name.endswith("GroundingDino") else NUM_CLASSES
         images = torch.randn(len(sizes), 3, 64, width, generator=generator)
         mask = torch.ones(len(sizes), 64, width, dtype=torch.int64)
         mask[1:2, :, 48:] = 0
@@ -196,14 +209,14 @@ def make_batch() -> Callable[..., dict[str, Any]]:
         batch: dict[str, Any] = {"pixel_values": images, "pixel_mask": mask, "labels": labels}
         if name == "Yolos":
             del batch["pixel_mask"]
-        if name == "GroundingDino":  # three phrases, each ended by a full stop
+        if name.endswith("GroundingDino"):  # three phrases, each ended by a full stop
             tokens = torch.tensor([[101, 7, 1012, 8, 9, 1012, 10, 1012, 102]]).expand(len(sizes), -1)
             batch |= {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         masks = [(torch.rand(n, 64, width, generator=generator) > 0.5).float() for n in sizes]
-        if name == "DetrSegmentation":
+        if name.endswith("Segmentation"):
             for image, image_masks in zip(labels, masks, strict=True):
                 image["masks"] = image_masks
-        if name == "Mask2Former":
+        if name.endswith("Former"):
             batch |= {"class_labels": [image["class_labels"] for image in batch.pop("labels")], "mask_labels": masks}
         return batch
 

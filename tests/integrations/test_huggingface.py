@@ -23,9 +23,11 @@ from detr_fast.integrations.versions import UntestedVersionError, require_versio
 ROOT = Path(__file__).parents[2]
 OPS = ("match_cost", "batch_linear_sum_assignment", "linear_sum_assignment", "set_loss", "sine_position_encoding")
 MATCHING = {"match_cost", "batch_linear_sum_assignment"}
-SINE = {"Detr", "ConditionalDetr", "DabDetr", "DeformableDetr", "TableTransformer", "GroundingDino"}
+SINE = {"Detr", "ConditionalDetr", "DabDetr", "DeformableDetr", "TableTransformer", "GroundingDino", "MMGroundingDino"}
+SINE |= {"DetrSegmentation", "ConditionalDetrSegmentation", "Mask2Former"}
 DOUBLE = {"RTDetr", "RTDetrV2", "DeformableDetr", "ConditionalDetr", "DabDetr", "LwDetr", "RfDetr"}  # losses in float64
-OWN_LOSS = {"GroundingDino", "Mask2Former"}  # theirs stays
+THEIR_LOSS = {"GroundingDino", "MMGroundingDino", "Deimv2", "RfDetrSegmentation", "Mask2Former", "MaskFormer"}
+OUR_SOLVER = {"Mask2Former", "MaskFormer", "RfDetrSegmentation", "ConditionalDetrSegmentation"}  # for their costs
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ def evaluate(function: Any, arguments: tuple[tuple, dict], dtype: torch.dtype) -
 
 
 def test_losses_and_gradients_within_twice_the_noise(family, build_model, make_batch):
-    if family in OWN_LOSS:
+    if family in THEIR_LOSS:
         pytest.skip("computes its losses itself; test_whole_models holds its matches")
     model = build_model(family)
     arguments = record_loss(model, make_batch(family))
@@ -143,9 +145,9 @@ def test_whole_models(family, build_model, make_batch, calls):
     for name, value in terms.items():
         torch.testing.assert_close(patched_terms[name], value, rtol=1e-5, atol=1e-6, msg=name)
     ran = {name for name, count in calls.items() if count}
-    expected = {"linear_sum_assignment"} if family == "Mask2Former" else MATCHING | {"set_loss"}
-    expected -= {"set_loss"} if family in OWN_LOSS else set()
-    expected |= {"sine_position_encoding"} if family in SINE | {"Mask2Former", "DetrSegmentation"} else set()
+    expected = {"linear_sum_assignment"} if family in OUR_SOLVER else set(MATCHING)
+    expected |= set() if family in THEIR_LOSS else {"set_loss"}
+    expected |= {"sine_position_encoding"} if family in SINE else set()
     assert ran == expected
     assert calls["batch_linear_sum_assignment"] <= 2  # all layers at once; Grounding DINO's encoder has its own shape
 

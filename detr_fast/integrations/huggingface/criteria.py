@@ -23,6 +23,7 @@ from detr_fast.integrations.huggingface.matching import (
     BatchedMatcher,
     Output,
     group_by_shape,
+    match_weights,
     pack_labels,
 )
 from detr_fast.integrations.huggingface.rebinding import OwnAssignment, rebind
@@ -124,7 +125,7 @@ class FastLoss:
 
     def _build_criterion(self, theirs: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
         criterion = theirs(*args, **kwargs)
-        if self.matcher and type(criterion.matcher).__name__ in MATCHERS:
+        if self.matcher and _can_batch(criterion):
             criterion.matcher = BatchedMatcher(criterion.matcher)  # type: ignore[arg-type]
             criterion.register_forward_pre_hook(_prepare_matcher)
         elif self.matcher:
@@ -132,6 +133,13 @@ class FastLoss:
         if self.loss and self.family.weights is not None:
             criterion.forward = partial(compute_losses, criterion, self.family)
         return criterion
+
+
+def _can_batch(criterion: Any) -> bool:
+    """Whether our costs are those of the criterion's matcher; softmax ones want no-object among the logits."""
+    if type(criterion.matcher).__name__ not in MATCHERS:
+        return False
+    return match_weights(criterion.matcher).class_cost == "focal" or type(criterion).__name__ == "ImageLoss"
 
 
 def _prepare_matcher(criterion: nn.Module, arguments: tuple[Output, Labels]) -> None:

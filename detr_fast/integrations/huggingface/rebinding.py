@@ -16,12 +16,12 @@ def rebind(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
     """The function without its decorators, its module's global names replaced by ``names``; the module stays as it is.
 
     Raises:
-        LookupError: the function never looks such a name up.
+        LookupError: the module has no such name.
     """
     original = inspect.unwrap(function)
     assert isinstance(original, FunctionType)
-    if missing := names.keys() - set(original.__code__.co_names):
-        raise LookupError(f"{original.__module__}.{original.__name__} does not use {sorted(missing)}")
+    if missing := names.keys() - original.__globals__.keys():
+        raise LookupError(f"{original.__module__} has no {sorted(missing)}")
     bound = FunctionType(
         original.__code__,
         {**original.__globals__, **names},
