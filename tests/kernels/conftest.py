@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
+
 import pytest
 import torch
 from torch import Tensor
@@ -45,3 +48,12 @@ def assert_as_exact():
         assert (result - exact).abs().max() <= 2 * (plain - exact).abs().max() + rounding
 
     return check
+
+
+@pytest.fixture(autouse=True)
+def no_fault_is_left():
+    """What a test provoked on the device is not the next one's."""
+    yield
+    if faults := sys.modules.get("detr_fast.kernels.faults"):
+        with suppress(ValueError):
+            faults.raise_faults()
