@@ -19,6 +19,11 @@ if not torch.cuda.is_available():
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+
+
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], dict[str, np.ndarray]]:
     """The arrays of tests/golden/NAME.npz by their keys."""

@@ -20,10 +20,17 @@ def _empty_is_nan(monkeypatch):
     monkeypatch.setattr(torch, "empty", nan)
 
 
-@pytest.fixture(scope="session")
-def device() -> torch.device:
-    """Where the kernels run: a GPU where there is one, else the CPU, in Triton's interpreter."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+NO_INTERPRETER = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU"
+)
+
+
+@pytest.fixture(
+    scope="session", params=[pytest.param("cpu", marks=NO_INTERPRETER), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where the kernels run: the CPU, in Triton's interpreter, or a GPU; a process can do only one of them."""
+    return torch.device(request.param)
 
 
 @pytest.fixture

@@ -13,18 +13,25 @@ from detr_fast.kernels import faults
 from detr_fast.kernels.linear_sum_assignment import MAX_SIDE, batch_linear_sum_assignment_triton
 
 INF = float("inf")
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # a CPU runs Triton's interpreter
 
 
-def _launch(cost: Tensor, sizes: list[int], groups: int = 1, offsets: Tensor | None = None) -> Tensor:
-    offsets = offsets.to(DEVICE) if offsets is not None else None
-    return batch_linear_sum_assignment_triton(cost.to(DEVICE), sizes, groups, offsets).cpu()
+@pytest.fixture
+def launch(device):
+    def run(cost: Tensor, sizes: list[int], groups: int = 1, offsets: Tensor | None = None) -> Tensor:
+        offsets = offsets.to(device) if offsets is not None else None
+        return batch_linear_sum_assignment_triton(cost.to(device), sizes, groups, offsets).cpu()
+
+    return run
 
 
-def _solve(cost: Tensor, sizes: list[int], groups: int = 1, offsets: Tensor | None = None) -> Tensor:
-    index = _launch(cost, sizes, groups, offsets)
-    faults.raise_faults()
-    return index
+@pytest.fixture
+def solve(launch):
+    def run(*arguments) -> Tensor:
+        index = launch(*arguments)
+        faults.raise_faults()
+        return index
+
+    return run
 
 
 def _scipy(cost: Tensor, sizes: list[int], groups: int = 1) -> Tensor:
@@ -54,66 +61,66 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "forbidden"])
-def test_same_indices_as_scipy(family):
+def test_same_indices_as_scipy(solve, family):
     rng = np.random.default_rng(len(family))
     for queries in (1, 6, 11):
         sizes = [1, 0, 3, queries - 1, queries, queries + 1, 2 * queries]
         cost = FAMILIES.get(family, FAMILIES["uniform"])(rng, (1, sum(sizes), queries))
         cost = torch.from_numpy(_forbid(cost, sizes, rng) if family == "forbidden" else cost)
-        assert torch.equal(_solve(cost, sizes), _scipy(cost, sizes)), queries
+        assert torch.equal(solve(cost, sizes), _scipy(cost, sizes)), queries
 
 
 @pytest.mark.parametrize("family", ["integer ties", "contended", "near ties"])
 @pytest.mark.parametrize(("size", "queries"), [(20, 100), (24, 24), (50, 20)])
-def test_larger_problems(family, size, queries):
+def test_larger_problems(solve, family, size, queries):
     cost = torch.from_numpy(FAMILIES[family](np.random.default_rng(size), (1, size, queries)))
-    assert torch.equal(_solve(cost, [size]), _scipy(cost, [size]))
+    assert torch.equal(solve(cost, [size]), _scipy(cost, [size]))
 
 
-def test_many_ties_in_small_problems():
+def test_many_ties_in_small_problems(solve):
     """Every family of ties that four by four costs of 0, 1 and 2 can have, more or less."""
     rng = np.random.default_rng(0)
     cost = torch.from_numpy(rng.integers(0, 3, (1, 200, 4)).astype(np.float32))
     sizes = [4, 3, 5, 2, 6] * 10
-    assert torch.equal(_solve(cost, sizes), _scipy(cost, sizes))
+    assert torch.equal(solve(cost, sizes), _scipy(cost, sizes))
 
 
 @pytest.mark.parametrize("groups", [2, 3])
-def test_groups(groups):
+def test_groups(solve, groups):
     cost = torch.rand(2, 13, 6 * groups, generator=torch.Generator().manual_seed(groups))
     sizes = [4, 0, 8, 1]
-    assert torch.equal(_solve(cost, sizes, groups), _scipy(cost, sizes, groups))
+    assert torch.equal(solve(cost, sizes, groups), _scipy(cost, sizes, groups))
 
 
-def test_offsets_on_the_device_come_before_sizes():
+def test_offsets_on_the_device_come_before_sizes(solve):
     cost = torch.rand(1, 7, 5, generator=torch.Generator().manual_seed(0))
     offsets = torch.tensor([0, 2, 7], dtype=torch.int32)
-    index = _solve(cost, [2, 5], 1, offsets)
+    index = solve(cost, [2, 5], 1, offsets)
     assert torch.equal(index, _scipy(cost, [2, 5]))
 
 
-def test_launched_for_larger_sizes_than_there_are():
+def test_launched_for_larger_sizes_than_there_are(launch):
     cost = torch.rand(2, 7, 5, generator=torch.Generator().manual_seed(0))
     offsets = torch.tensor([0, 2, 5], dtype=torch.int32)  # two rows of the cost are nobody's
-    index = _launch(cost, [60, 60], 1, offsets)
+    index = launch(cost, [60, 60], 1, offsets)
     assert torch.equal(index[:, :, :5], _scipy(cost[:, :5], [2, 3]))
 
 
-def test_launched_for_smaller_sizes_than_there_are():
+def test_launched_for_smaller_sizes_than_there_are(launch):
     cost = torch.rand(1, 90, 5, generator=torch.Generator().manual_seed(0))
     offsets = torch.tensor([0, 80, 90], dtype=torch.int32)
-    index = _launch(cost, [10, 10], 1, offsets)
+    index = launch(cost, [10, 10], 1, offsets)
     assert torch.equal(index[:, :, 80:], _scipy(cost[:, 80:], [10]))
     with pytest.raises(ValueError, match="layer 0, image 0: there are more targets than the sizes allow"):
         faults.raise_faults()
 
 
 @pytest.mark.parametrize("case", "ABCDEFT")
-def test_golden_indices(golden, golden_case, case):
+def test_golden_indices(device, golden, golden_case, case):
     expected = golden("match_official")
     inputs = golden_case(case)
     cost = ops.match_cost(*inputs)[-1:]  # the last layer: the interpreter is slow
-    index = ops.batch_linear_sum_assignment(cost.to(DEVICE), inputs.targets.to(DEVICE), backend="triton").cpu()
+    index = ops.batch_linear_sum_assignment(cost.to(device), inputs.targets.to(device), backend="triton").cpu()
     layer = inputs.logits.shape[0] - 1
     src, tgt, counts = (expected[f"{case}/f32/L{layer}/{key}"] for key in ("src", "tgt", "len"))
     matched = np.full(inputs.targets.num_targets, -1)
@@ -125,19 +132,19 @@ def test_golden_indices(golden, golden_case, case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int32])
-def test_other_dtypes_and_strides(dtype):
+def test_other_dtypes_and_strides(solve, dtype):
     cost = (torch.rand(2, 40, 6, generator=torch.Generator().manual_seed(0)) * 50).to(dtype)
     view = cost.transpose(1, 2)[:, :, ::2]  # [2,6,20]
-    assert torch.equal(_solve(view, [2, 4]), _scipy(view.double().contiguous(), [2, 4]))
+    assert torch.equal(solve(view, [2, 4]), _scipy(view.double().contiguous(), [2, 4]))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), -INF])
 @pytest.mark.parametrize("queries", [3, 4])
-def test_an_invalid_cost_is_named_and_harms_no_other_image(bad, queries):
+def test_an_invalid_cost_is_named_and_harms_no_other_image(launch, bad, queries):
     cost = torch.rand(2, 5, queries, generator=torch.Generator().manual_seed(0))
     expected = _scipy(cost, [2, 3])[:, 0]
     cost[1, 3, 2] = bad
-    index = _launch(cost, [2, 3], 1)[:, 0]
+    index = launch(cost, [2, 3], 1)[:, 0]
     expected[1, 2:] = -1
     assert torch.equal(index, expected)
     place = "layer 1, image 1, target 1" if queries == 4 else "layer 1, image 1"
@@ -146,12 +153,12 @@ def test_an_invalid_cost_is_named_and_harms_no_other_image(bad, queries):
     faults.raise_faults()  # said once
 
 
-def test_infeasible_costs_and_the_first_of_several_faults():
+def test_infeasible_costs_and_the_first_of_several_faults(launch):
     cost = torch.rand(3, 8, 6, generator=torch.Generator().manual_seed(0))
     cost[2, 0, 0] = float("nan")
     cost[1, 3:6, 3:] = INF  # group 1: image 1 has no query for its targets
     cost[1, 3:6, 4] = 0.5
-    index = _launch(cost, [3, 3, 2], 2)
+    index = launch(cost, [3, 3, 2], 2)
     assert index[1, 1, 3:6].tolist() == [-1, -1, -1]
     assert (index[1, 0] >= 0).all()
     with pytest.raises(ValueError, match="layer 1, group 1, image 1: the cost matrix is infeasible"):
@@ -159,12 +166,12 @@ def test_infeasible_costs_and_the_first_of_several_faults():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), -INF, INF, 3e38, -3e38])
-def test_no_cost_makes_it_hang(bad):
+def test_no_cost_makes_it_hang(launch, bad):
     rng = np.random.default_rng(0)
     for size, queries in itertools.product((1, 3, 5), (1, 3, 5)):
         cost = torch.rand(1, size, queries, generator=torch.Generator().manual_seed(size))
         cost[torch.from_numpy(rng.random(cost.shape) < 0.6)] = bad
-        index = _launch(cost, [size], 1)
+        index = launch(cost, [size], 1)
         try:
             faults.raise_faults()
         except ValueError:
@@ -175,12 +182,12 @@ def test_no_cost_makes_it_hang(bad):
             assert torch.equal(index, _scipy(cost, [size]))
 
 
-def test_nothing_to_assign():
-    assert _solve(torch.zeros(2, 0, 5), [0, 0]).shape == (2, 1, 0)
-    assert _solve(torch.zeros(0, 3, 5), [3]).shape == (0, 1, 3)
-    assert _solve(torch.zeros(1, 3, 0), [3]).tolist() == [[[-1, -1, -1]]]
+def test_nothing_to_assign(solve):
+    assert solve(torch.zeros(2, 0, 5), [0, 0]).shape == (2, 1, 0)
+    assert solve(torch.zeros(0, 3, 5), [3]).shape == (0, 1, 3)
+    assert solve(torch.zeros(1, 3, 0), [3]).tolist() == [[[-1, -1, -1]]]
 
 
-def test_too_large_names_the_way_out():
+def test_too_large_names_the_way_out(solve):
     with pytest.raises(ValueError, match='pass backend="cpp"'):
-        _solve(torch.zeros(1, 1, MAX_SIDE + 1), [1])
+        solve(torch.zeros(1, 1, MAX_SIDE + 1), [1])

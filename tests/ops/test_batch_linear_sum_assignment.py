@@ -163,7 +163,6 @@ def test_a_gpus_costs_come_in_one_pinned_copy(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpus_costs():
     cost = torch.rand(6, 90, 300, generator=torch.Generator().manual_seed(0))
     sizes = [10, 0, 80]
