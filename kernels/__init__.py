@@ -14,6 +14,8 @@ from importlib.util import find_spec
 
 import torch
 
+LARGEST_PROBLEM = 4096  # queries or targets of an assignment: more do not fit into a program's registers
+
 if __name__ == "kernels":
     import sys
     from importlib.machinery import PathFinder

@@ -7,7 +7,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _binary_terms(z):
+def binary_terms(z):
     """sigmoid(z), sigmoid(-z) and -log(sigmoid(z)), each to full relative accuracy."""
     e = tl.exp(-tl.abs(z))
     u = 1 + e
@@ -46,7 +46,7 @@ def cross_entropy_grad(logits, is_label):
 @triton.jit
 def focal_loss(logits, is_label, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
     """Of every logit (https://arxiv.org/abs/1708.02002): [N,C]"""
-    _, miss, minus_log_hit = _binary_terms(tl.where(is_label, logits, -logits))
+    _, miss, minus_log_hit = binary_terms(tl.where(is_label, logits, -logits))
     loss = _power(miss, GAMMA) * minus_log_hit
     return tl.where(is_label, ALPHA * loss, (1 - ALPHA) * loss)
 
@@ -54,6 +54,6 @@ def focal_loss(logits, is_label, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
 @triton.jit
 def focal_loss_grad(logits, is_label, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
     """[N,C]"""
-    hit, miss, minus_log_hit = _binary_terms(tl.where(is_label, logits, -logits))
+    hit, miss, minus_log_hit = binary_terms(tl.where(is_label, logits, -logits))
     slope = _power(miss, GAMMA) * (GAMMA * hit * minus_log_hit + miss)
     return tl.where(is_label, -ALPHA * slope, (1 - ALPHA) * slope)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detr_fast.kernels import launch_on
+from detr_fast.kernels import LARGEST_PROBLEM, launch_on
 from detr_fast.kernels.faults import (
     INFEASIBLE_COST,
     INVALID_COST,
@@ -17,7 +17,6 @@ from detr_fast.kernels.faults import (
     status_word,
 )
 
-MAX_SIDE = 4096  # larger problems do not fit into a program's registers
 _INVALID: tl.constexpr = tl.constexpr(INVALID_COST)
 _INFEASIBLE: tl.constexpr = tl.constexpr(INFEASIBLE_COST)
 _TOO_MANY: tl.constexpr = tl.constexpr(TOO_MANY_TARGETS)
@@ -53,6 +52,15 @@ def _cheapest_columns(
     return least.to(tl.float64), least_col, invalid
 
 
+@triton.jit
+def _mark_unused(index_ptr, start, end):
+    """-1 for rows that are kept for more targets than there are."""
+    while start < end:
+        row = start + tl.arange(0, 64)
+        tl.store(index_ptr + row, tl.full([64], -1, tl.int64), mask=row < end)
+        start += 64
+
+
 @triton.jit(do_not_specialize=["num_images", "num_groups", "num_targets", "num_queries"])
 def linear_sum_assignment_kernel(
     cost_ptr,  # [L,T,G*Q]
@@ -80,7 +88,10 @@ def linear_sum_assignment_kernel(
     size = tl.load(offsets_ptr + image + 1) - first_target
     width = num_groups * num_queries
     cost_ptr += (layer.to(tl.int64) * num_targets + first_target) * width + group * num_queries
-    index_ptr += (layer.to(tl.int64) * num_groups + group) * num_targets + first_target
+    index_ptr += (layer.to(tl.int64) * num_groups + group) * num_targets
+    if image == num_images - 1:
+        _mark_unused(index_ptr, first_target + size, num_targets)
+    index_ptr += first_target
 
     # SciPy solves for the smaller side, and for the queries where the sides are equal.
     by_target = size < num_queries
@@ -182,44 +193,45 @@ def linear_sum_assignment_kernel(
     tl.store(index_ptr + col, query.to(tl.int64), mask=col < tl.where(by_target, 0, num_cols))
 
 
-def batch_linear_sum_assignment_triton(
+def batch_linear_sum_assignment(
     cost: Tensor,  # [L,T,Q]
-    sizes: list[int],
+    offsets: Tensor,  # int32 [B+1], on the device of cost
+    most: int,
     groups: int,
-    offsets: Tensor | None = None,  # int32 [B+1], on the device of cost
+    mark: bool = False,
 ) -> Tensor:  # int64 [L,G,T]
-    """The query of each target. Never waits for the device.
+    """The query of each target, -1 for rows that are no target's. Never waits for the device.
 
-    With ``offsets``, ``sizes`` only bounds the largest image: a captured CUDA graph is launched for the
-    greatest sizes and reads the true ones.
+    The sizes are read on the device, so that a captured CUDA graph serves all whose largest is not above ``most``.
 
-    A problem whose cost is invalid or infeasible is given -1 throughout, and :func:`raise_faults` raises.
+    A problem whose cost is invalid or infeasible is given -1 throughout, and unless ``mark`` is set
+    :func:`raise_faults` raises.
     """
     num_layers, num_targets, num_queries = cost.shape[0], cost.shape[1], cost.shape[2] // groups
     index_shape = (num_layers, groups, num_targets)
     if 0 in (*index_shape, num_queries):
         return torch.full(index_shape, -1, dtype=torch.int64, device=cost.device)
-    if max(num_queries, *sizes) > MAX_SIDE:
+    if max(num_queries, most) > LARGEST_PROBLEM:
         raise ValueError(
-            f'problems of up to {MAX_SIDE} queries or targets fit, got {max(num_queries, *sizes)}; pass backend="cpp"'
+            f"problems of up to {LARGEST_PROBLEM} queries or targets fit, got {max(num_queries, most)}; "
+            'pass backend="cpp"'
         )
     if cost.dtype not in (torch.float32, torch.float64):
         cost = cost.to(torch.float32 if cost.is_floating_point() else torch.float64)
-    if offsets is None:
-        ends = torch.tensor([0, *sizes], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        offsets = (ends.pin_memory() if cost.is_cuda else ends).to(cost.device, non_blocking=True)
+    num_images = offsets.shape[0] - 1
     index = torch.empty(index_shape, dtype=torch.int64, device=cost.device)
+    status = torch.empty(1, dtype=torch.int64, device=cost.device) if mark else status_word(cost.device)
     with launch_on(cost):
-        linear_sum_assignment_kernel[(num_layers * groups * len(sizes),)](
+        linear_sum_assignment_kernel[(num_layers * groups * num_images,)](
             cost.contiguous(),
             offsets,
             index,
-            status_word(cost.device),
-            len(sizes),
+            status,
+            num_images,
             groups,
             num_targets,
             num_queries,
-            **launch_options(max(sizes), num_queries),
+            **launch_options(most, num_queries),
         )
     return index
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detr_fast.kernels import launch_on
 from detr_fast.kernels.box import box_iou, corners, l1, load_box
+from detr_fast.kernels.class_loss import binary_terms
 
 if TYPE_CHECKING:
     from detr_fast.ops.targets import Targets
@@ -33,10 +34,14 @@ def _power(base, EXPONENT: tl.constexpr):
 
 @triton.jit
 def _focal_class_cost(logit, ALPHA: tl.constexpr, GAMMA: tl.constexpr, EPS: tl.constexpr):
-    p = 1 / (1 + tl.exp(-logit))
-    positive = ALPHA * _power(1 - p, GAMMA) * -tl.log(p + EPS)
-    negative = (1 - ALPHA) * _power(p, GAMMA) * -tl.log(1 - p + EPS)
-    return positive - negative
+    if EPS == 0:
+        p, rest, surprise = binary_terms(logit)
+        _, _, relief = binary_terms(-logit)
+    else:
+        p = 1 / (1 + tl.exp(-logit))
+        rest = 1 - p
+        surprise, relief = -tl.log(p + EPS), -tl.log(rest + EPS)
+    return ALPHA * _power(rest, GAMMA) * surprise - (1 - ALPHA) * _power(p, GAMMA) * relief
 
 
 @triton.jit
@@ -159,7 +164,7 @@ def match_cost(logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWe
     if not out.numel():
         return out
     # Blocks of an image with many targets are shared out; the host's counts decide among how many programs only.
-    split = triton.cdiv(max(targets.sizes), TARGETS_PER_PROGRAM)
+    split = triton.cdiv(max(targets.most, 1), TARGETS_PER_PROGRAM)
     constexprs = constants(classes, weights, tl.float64 if double else tl.float32)
     with launch_on(logits):
         match_cost_kernel[(layers * images, triton.cdiv(queries, constexprs["BLOCK_Q"]), split)](

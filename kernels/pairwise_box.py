@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from detr_fast.kernels import launch_on
 from detr_fast.kernels.box import box_iou, box_iou_grad, corners, l1, load_box
@@ -113,32 +113,52 @@ def pairwise_box_bwd_kernel(
     tl.store(grad_a_ptr + 3, g3, mask=inside)
 
 
-class _PairwiseBox(torch.autograd.Function):
-    """[K,N,4] and [K,M,4], boxes without gaps and batches any stride apart, to [K,N,M]."""
+def pairwise_box(
+    a: Tensor,  # [K,N,4], boxes without gaps and batches any stride apart
+    b: Tensor,  # [K,M,4], the same
+    kind: str,
+    centres: bool,
+    eps: float,
+) -> Tensor:  # [K,N,M]
+    batch, num_a, num_b = a.shape[0], a.shape[1], b.shape[1]
+    compute = _compute_type(a, b)
+    dtype = torch.float64 if compute == tl.float64 else torch.float32
+    out = torch.empty(batch, num_a, num_b, dtype=dtype, device=a.device)
+    if out.numel():
+        grid = (batch, triton.cdiv(num_a, FORWARD_BLOCK["BLOCK_A"]), triton.cdiv(num_b, FORWARD_BLOCK["BLOCK_B"]))
+        with launch_on(a):
+            pairwise_box_fwd_kernel[grid](
+                a,
+                b,
+                out,
+                a.stride(0),
+                b.stride(0),
+                num_a,
+                num_b,
+                KIND=kind,
+                CENTRES=centres,
+                EPS=eps,
+                COMPUTE=compute,
+                **FORWARD_BLOCK,
+            )
+    return out
 
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, kind: str, centres: bool, eps: float) -> Tensor:
-        ctx.save_for_backward(a, b)
-        ctx.options = {"KIND": kind, "CENTRES": centres, "EPS": eps, "COMPUTE": _compute_type(a, b)}
-        batch, num_a, num_b = a.shape[0], a.shape[1], b.shape[1]
-        dtype = torch.float64 if ctx.options["COMPUTE"] == tl.float64 else torch.float32
-        out = torch.empty(batch, num_a, num_b, dtype=dtype, device=a.device)
-        if out.numel():
-            block_a, block_b = FORWARD_BLOCK["BLOCK_A"], FORWARD_BLOCK["BLOCK_B"]
-            grid = (batch, triton.cdiv(num_a, block_a), triton.cdiv(num_b, block_b))
-            with launch_on(a):
-                pairwise_box_fwd_kernel[grid](
-                    a, b, out, a.stride(0), b.stride(0), num_a, num_b, **ctx.options, **FORWARD_BLOCK
-                )
-        return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        a, b = ctx.saved_tensors
-        grad_a = _backward(a, b, grad, ctx.options) if ctx.needs_input_grad[0] else None
-        grad_b = _backward(b, a, grad.transpose(1, 2), ctx.options) if ctx.needs_input_grad[1] else None
-        return grad_a, grad_b, None, None, None
+def pairwise_box_backward(
+    grads: Sequence[Tensor],  # [K,N,M]
+    needed: Sequence[bool],
+    a: Tensor,  # [K,N,4]
+    b: Tensor,  # [K,M,4]
+    kind: str,
+    centres: bool,
+    eps: float,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of a and b, each in a launch of its own where it is needed."""
+    options = {"KIND": kind, "CENTRES": centres, "EPS": eps, "COMPUTE": _compute_type(a, b)}
+    (grad,) = grads
+    grad_a = _backward(a, b, grad, options) if needed[0] else None
+    grad_b = _backward(b, a, grad.transpose(1, 2), options) if needed[1] else None
+    return grad_a, grad_b
 
 
 def _backward(a: Tensor, b: Tensor, grad: Tensor, options: dict[str, Any]) -> Tensor:
@@ -164,21 +184,3 @@ def _backward(a: Tensor, b: Tensor, grad: Tensor, options: dict[str, Any]) -> Te
 
 def _compute_type(a: Tensor, b: Tensor) -> tl.dtype:
     return tl.float64 if a.dtype == b.dtype == torch.float64 else tl.float32
-
-
-def _pairwise(boxes1: Tensor, boxes2: Tensor, kind: str, centres: bool, eps: float) -> Tensor:
-    leading = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
-    out = _PairwiseBox.apply(_flatten(boxes1, leading), _flatten(boxes2, leading), kind, centres, eps)
-    return out.view(*leading, boxes1.shape[-2], boxes2.shape[-2])
-
-
-def _flatten(boxes: Tensor, leading: torch.Size) -> Tensor:  # [...,N,4] -> [K,N,4], without a copy where it can be
-    return boxes.contiguous().expand(*leading, *boxes.shape[-2:]).reshape(leading.numel(), *boxes.shape[-2:])
-
-
-def pairwise_box_iou(boxes1: Tensor, boxes2: Tensor, *, kind: str, box_format: str, eps: float) -> Tensor:
-    return _pairwise(boxes1, boxes2, kind, box_format == "cxcywh", eps)
-
-
-def pairwise_box_l1(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    return _pairwise(boxes1, boxes2, "l1", False, 0.0)

@@ -2,322 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from detr_fast.kernels import launch_on
-from detr_fast.kernels.box import box_iou, box_iou_grad, corners, l1, load_box
-from detr_fast.kernels.class_loss import cross_entropy, cross_entropy_grad, focal_loss, focal_loss_grad
-from detr_fast.kernels.faults import LABEL_OUT_OF_RANGE, report_fault, status_word
+from detr_fast.kernels.faults import status_word
+from detr_fast.kernels.set_loss_kernels import set_loss_bwd_kernel, set_loss_fwd_kernel, set_loss_reduce_kernel
 
 if TYPE_CHECKING:
     from detr_fast.ops.targets import Targets
     from detr_fast.ops.weights import LossWeights
 
-_LABEL_OUT_OF_RANGE: tl.constexpr = tl.constexpr(LABEL_OUT_OF_RANGE)
-_CHUNK: tl.constexpr = tl.constexpr(32)  # of targets looked through at a time
 
-
-_COUNTS = ["num_images", "num_queries", "num_classes", "num_targets", "num_groups"]
-
-
-@triton.jit
-def _load_divisors(num_boxes, class_normalizer, SOFTMAX: tl.constexpr, ON_DEVICE: tl.constexpr, DTYPE: tl.constexpr):
-    """What the class loss and what the box losses are divided by."""
-    if ON_DEVICE:
-        box_divisor = tl.load(num_boxes).to(DTYPE)
-        class_divisor = tl.load(class_normalizer).to(DTYPE)
-    else:
-        box_divisor = tl.full([], num_boxes, DTYPE)
-        class_divisor = tl.full([], class_normalizer, DTYPE)
-    if not SOFTMAX:
-        class_divisor = box_divisor
-    return class_divisor, box_divisor
-
-
-@triton.jit
-def _matched_target(query, index_ptr, first_target, last_target, num_targets, num_groups, BLOCK: tl.constexpr):
-    """The target each query of an image was matched to, -1 for none: int32 [BLOCK]."""
-    target = tl.full([BLOCK], -1, tl.int32)
-    for group in range(num_groups):
-        for start in range(first_target, last_target, _CHUNK):
-            candidate = start + tl.arange(0, _CHUNK)
-            index = tl.load(index_ptr + group * num_targets + candidate, mask=candidate < last_target, other=-1)
-            here = index[None, :] == query[:, None]  # [BLOCK,_CHUNK]
-            target = tl.maximum(target, tl.max(tl.where(here, candidate[None, :], -1), 1))
-    return target
-
-
-@triton.jit
-def _scaled_corners(cx, cy, width, height, SCALE: tl.constexpr):
-    x0, y0, x1, y1 = corners(cx, cy, width, height)
-    return x0 * SCALE, y0 * SCALE, x1 * SCALE, y1 * SCALE
-
-
-@triton.jit
-def _rows(num_images, num_queries, BLOCK_Q: tl.constexpr):
-    """The layer, image and queries of a program, and the queries' rows in [L,B,Q]."""
-    layer = tl.program_id(0) // num_images
-    image = tl.program_id(0) % num_images
-    query = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    return layer, image, query, tl.program_id(0).to(tl.int64) * num_queries + query
-
-
-@triton.jit
-def _load_logits(logits_ptr, row, col, inside, num_classes, DTYPE: tl.constexpr):
-    logits = tl.load(logits_ptr + row[:, None] * num_classes + col[None, :], mask=inside, other=-float("inf"))
-    return logits.to(DTYPE)  # [BLOCK_Q,BLOCK_C]
-
-
-@triton.jit(do_not_specialize=_COUNTS)
-def set_loss_fwd_kernel(
-    logits_ptr,  # [L,B,Q,C]
-    boxes_ptr,  # [L,B,Q,4]
-    labels_ptr,  # int64 [T]
-    target_boxes_ptr,  # [T,4]
-    offsets_ptr,  # int32 [B+1]
-    index_ptr,  # int64 [L,G,T]
-    partial_ptr,  # [L,3,B*blocks]
-    status_ptr,  # int64 [1]
-    num_images,
-    num_queries,
-    num_classes,
-    num_targets,
-    num_groups,
-    SOFTMAX: tl.constexpr,
-    NO_OBJECT: tl.constexpr,
-    ALPHA: tl.constexpr,
-    GAMMA: tl.constexpr,
-    EPS: tl.constexpr,
-    SCALE: tl.constexpr,
-    DTYPE: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Sums of the three losses over a block of an image's queries, not yet divided."""
-    layer, image, query, row = _rows(num_images, num_queries, BLOCK_Q)
-    first_target = tl.load(offsets_ptr + image)
-    last_target = tl.load(offsets_ptr + image + 1)
-    index_ptr += layer.to(tl.int64) * num_groups * num_targets
-    target = _matched_target(query, index_ptr, first_target, last_target, num_targets, num_groups, BLOCK_Q)
-    matched = target >= 0
-    label = tl.load(labels_ptr + target, mask=matched, other=-1).to(tl.int32)
-
-    out_of_range = matched & ((label < 0) | (label >= num_classes - SOFTMAX))
-    first_bad = tl.min(tl.where(out_of_range, target, num_targets), 0)
-    if first_bad < num_targets:
-        report_fault(status_ptr, layer, 0, image, first_bad - first_target, _LABEL_OUT_OF_RANGE)
-
-    col = tl.arange(0, BLOCK_C)
-    inside = (query[:, None] < num_queries) & (col[None, :] < num_classes)
-    logits = _load_logits(logits_ptr, row, col, inside, num_classes, DTYPE)
-    if SOFTMAX:
-        label = tl.where(matched, label, num_classes - 1)
-        class_loss = cross_entropy(logits, col[None, :] == label[:, None])
-        class_loss = tl.where(query < num_queries, tl.where(matched, class_loss, NO_OBJECT * class_loss), 0)
-    else:
-        loss = focal_loss(logits, col[None, :] == label[:, None], ALPHA, GAMMA)
-        class_loss = tl.sum(tl.where(inside, loss, 0), 1)
-
-    cx, cy, w, h = load_box(boxes_ptr + row * 4, matched, DTYPE)
-    target_cx, target_cy, target_w, target_h = load_box(target_boxes_ptr + target * 4, matched, DTYPE)
-    box_l1 = l1(cx, cy, w, h, target_cx, target_cy, target_w, target_h)
-    x0, y0, x1, y1 = _scaled_corners(cx, cy, w, h, SCALE)
-    target_x0, target_y0, target_x1, target_y1 = _scaled_corners(target_cx, target_cy, target_w, target_h, SCALE)
-    giou = box_iou(x0, y0, x1, y1, target_x0, target_y0, target_x1, target_y1, True, EPS)
-    giou_loss = tl.where(matched, 1 - giou, 0)
-
-    num_partials = num_images * tl.num_programs(1)
-    partial_ptr += layer.to(tl.int64) * 3 * num_partials + image * tl.num_programs(1) + tl.program_id(1)
-    tl.store(partial_ptr, tl.sum(class_loss, 0))
-    tl.store(partial_ptr + num_partials, tl.sum(box_l1, 0))
-    tl.store(partial_ptr + 2 * num_partials, tl.sum(giou_loss, 0))
-
-
-@triton.jit
-def _sum_in_order(ptr, count, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
-    total = tl.zeros([BLOCK], DTYPE)
-    for start in range(0, count, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        total += tl.load(ptr + place, mask=place < count, other=0.0)
-    return tl.sum(total, 0)
-
-
-@triton.jit(do_not_specialize=["num_partials"])
-def set_loss_reduce_kernel(
-    partial_ptr,  # [L,3,P]
-    num_boxes,  # a number, or [] on the device
-    class_normalizer,  # the same
-    loss_ce_ptr,  # [L]
-    loss_bbox_ptr,  # [L]
-    loss_giou_ptr,  # [L]
-    num_partials,
-    SOFTMAX: tl.constexpr,
-    ON_DEVICE: tl.constexpr,
-    DTYPE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    layer = tl.program_id(0)
-    partial_ptr += layer.to(tl.int64) * 3 * num_partials
-    class_divisor, num_boxes = _load_divisors(num_boxes, class_normalizer, SOFTMAX, ON_DEVICE, DTYPE)
-    tl.store(loss_ce_ptr + layer, _sum_in_order(partial_ptr, num_partials, DTYPE, BLOCK) / class_divisor)
-    tl.store(loss_bbox_ptr + layer, _sum_in_order(partial_ptr + num_partials, num_partials, DTYPE, BLOCK) / num_boxes)
-    tl.store(
-        loss_giou_ptr + layer, _sum_in_order(partial_ptr + 2 * num_partials, num_partials, DTYPE, BLOCK) / num_boxes
-    )
-
-
-@triton.jit(do_not_specialize=[*_COUNTS, "grad_ce_stride", "grad_bbox_stride", "grad_giou_stride"])
-def set_loss_bwd_kernel(
-    logits_ptr,  # [L,B,Q,C]
-    boxes_ptr,  # [L,B,Q,4]
-    labels_ptr,  # int64 [T]
-    target_boxes_ptr,  # [T,4]
-    offsets_ptr,  # int32 [B+1]
-    index_ptr,  # int64 [L,G,T]
-    num_boxes,  # a number, or [] on the device
-    class_normalizer,  # the same
-    grad_ce_ptr,  # [L]
-    grad_bbox_ptr,  # [L]
-    grad_giou_ptr,  # [L]
-    grad_logits_ptr,  # [L,B,Q,C]
-    grad_boxes_ptr,  # [L,B,Q,4]
-    grad_ce_stride,
-    grad_bbox_stride,
-    grad_giou_stride,
-    num_images,
-    num_queries,
-    num_classes,
-    num_targets,
-    num_groups,
-    ON_DEVICE: tl.constexpr,
-    SOFTMAX: tl.constexpr,
-    NO_OBJECT: tl.constexpr,
-    ALPHA: tl.constexpr,
-    GAMMA: tl.constexpr,
-    EPS: tl.constexpr,
-    SCALE: tl.constexpr,
-    DTYPE: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Both gradients of a block of an image's queries, each element written once."""
-    layer, image, query, row = _rows(num_images, num_queries, BLOCK_Q)
-    first_target = tl.load(offsets_ptr + image)
-    last_target = tl.load(offsets_ptr + image + 1)
-    index_ptr += layer.to(tl.int64) * num_groups * num_targets
-    target = _matched_target(query, index_ptr, first_target, last_target, num_targets, num_groups, BLOCK_Q)
-    matched = target >= 0
-    label = tl.load(labels_ptr + target, mask=matched, other=-1).to(tl.int32)
-    class_divisor, num_boxes = _load_divisors(num_boxes, class_normalizer, SOFTMAX, ON_DEVICE, DTYPE)
-    grad_ce = tl.load(grad_ce_ptr + layer * grad_ce_stride) / class_divisor
-    grad_bbox = tl.load(grad_bbox_ptr + layer * grad_bbox_stride) / num_boxes
-    grad_giou = tl.load(grad_giou_ptr + layer * grad_giou_stride) / num_boxes
-
-    col = tl.arange(0, BLOCK_C)
-    inside = (query[:, None] < num_queries) & (col[None, :] < num_classes)
-    logits = _load_logits(logits_ptr, row, col, inside, num_classes, DTYPE)
-    if SOFTMAX:
-        label = tl.where(matched, label, num_classes - 1)
-        grad = cross_entropy_grad(logits, col[None, :] == label[:, None])
-        grad *= tl.where(matched, grad_ce, NO_OBJECT * grad_ce)[:, None]
-    else:
-        grad = focal_loss_grad(logits, col[None, :] == label[:, None], ALPHA, GAMMA) * grad_ce
-    tl.store(grad_logits_ptr + row[:, None] * num_classes + col[None, :], grad, mask=inside)
-
-    cx, cy, w, h = load_box(boxes_ptr + row * 4, matched, DTYPE)
-    target_cx, target_cy, target_w, target_h = load_box(target_boxes_ptr + target * 4, matched, DTYPE)
-    x0, y0, x1, y1 = _scaled_corners(cx, cy, w, h, SCALE)
-    target_x0, target_y0, target_x1, target_y1 = _scaled_corners(target_cx, target_cy, target_w, target_h, SCALE)
-    grad_x0, grad_y0, grad_x1, grad_y1 = box_iou_grad(
-        -grad_giou * SCALE, x0, y0, x1, y1, target_x0, target_y0, target_x1, target_y1, True, EPS
-    )
-    pointers = grad_boxes_ptr + row * 4
-    inside = query < num_queries
-    _store_box_grad(pointers, inside, matched, grad_bbox, cx - target_cx, grad_x0 + grad_x1)
-    _store_box_grad(pointers + 1, inside, matched, grad_bbox, cy - target_cy, grad_y0 + grad_y1)
-    _store_box_grad(pointers + 2, inside, matched, grad_bbox, w - target_w, (grad_x1 - grad_x0) * 0.5)
-    _store_box_grad(pointers + 3, inside, matched, grad_bbox, h - target_h, (grad_y1 - grad_y0) * 0.5)
-
-
-@triton.jit
-def _store_box_grad(pointers, inside, matched, grad_bbox, difference, giou_grad):
-    """One coordinate's gradient: the L1 loss's, signed as the difference, and the GIoU loss's."""
-    l1_grad = tl.where(difference > 0, grad_bbox, tl.where(difference < 0, -grad_bbox, 0))
-    tl.store(pointers, tl.where(matched, l1_grad + giou_grad, 0), mask=inside)
-
-
-class _SetLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        logits: Tensor,  # [L,B,Q,C]
-        boxes: Tensor,  # [L,B,Q,4]
-        targets: Targets,
-        query_index: Tensor,  # [L,G,T]
-        weights: LossWeights,
-        dtype: torch.dtype,
-        divisors: tuple[Tensor, Tensor] | tuple[float, float],  # num_boxes, class_normalizer
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        num_layers, num_images, num_queries, num_classes = logits.shape
-        options = launch_options(num_queries, num_classes, weights, dtype)
-        blocks = triton.cdiv(num_queries, options["BLOCK_Q"])
-        partial = torch.empty(num_layers, 3, num_images * blocks, dtype=dtype, device=logits.device)
-        inputs = (
-            logits.contiguous(),
-            boxes.contiguous(),
-            targets.labels,
-            targets.boxes,
-            targets.offsets,
-            query_index.contiguous(),
-        )
-        sizes = (num_images, num_queries, num_classes, targets.num_targets, query_index.shape[1])
-        if partial.numel():
-            set_loss_fwd_kernel[(num_layers * num_images, blocks)](
-                *inputs, partial, status_word(logits.device), *sizes, **options
-            )
-        losses = [torch.empty(num_layers, dtype=dtype, device=logits.device) for _ in range(3)]
-        if num_layers:
-            set_loss_reduce_kernel[(num_layers,)](
-                partial,
-                *divisors,
-                *losses,
-                partial.shape[2],
-                SOFTMAX=options["SOFTMAX"],
-                ON_DEVICE=isinstance(divisors[0], Tensor),
-                DTYPE=options["DTYPE"],
-                BLOCK=256,
-            )
-        ctx.save_for_backward(*inputs)
-        ctx.divisors, ctx.sizes, ctx.options, ctx.blocks = divisors, sizes, options, blocks
-        return losses[0], losses[1], losses[2]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        logits, boxes = ctx.saved_tensors[:2]
-        grad_logits, grad_boxes = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (logits, boxes))
-        if grad_boxes.numel():
-            set_loss_bwd_kernel[(logits.shape[0] * logits.shape[1], ctx.blocks)](
-                *ctx.saved_tensors,
-                *ctx.divisors,
-                *grads,
-                grad_logits,
-                grad_boxes,
-                *(grad.stride(0) for grad in grads),
-                *ctx.sizes,
-                ON_DEVICE=isinstance(ctx.divisors[0], Tensor),
-                **ctx.options,
-            )
-        return grad_logits, grad_boxes, None, None, None, None, None
-
-
-def set_loss_triton(
+def set_loss(
     logits: Tensor,  # [L,B,Q,C]
     boxes: Tensor,  # [L,B,Q,4]
     targets: Targets,
@@ -325,12 +27,96 @@ def set_loss_triton(
     weights: LossWeights,
     num_boxes: Tensor | float,
     class_normalizer: Tensor | float,
-) -> dict[str, Tensor]:
-    dtype = torch.float64 if logits.dtype == boxes.dtype == torch.float64 else torch.float32
+) -> tuple[Tensor, Tensor]:
+    """The losses of each layer [3,L], and their weighted sum []."""
+    dtype = _compute_dtype(logits, boxes)
+    num_layers, num_images = logits.shape[:2]
+    options = launch_options(logits.shape[2], logits.shape[3], weights, dtype)
+    blocks = triton.cdiv(logits.shape[2], options["BLOCK_Q"])
+    partial = torch.empty(num_layers, 3, num_images * blocks, dtype=dtype, device=logits.device)
+    losses = torch.empty(3, num_layers, dtype=dtype, device=logits.device)
+    total = torch.empty((), dtype=dtype, device=logits.device)
     divisors = _as_launched(num_boxes, class_normalizer, dtype, logits.device)
     with launch_on(logits):
-        losses = _SetLoss.apply(logits, boxes, targets, query_index, weights, dtype, divisors)
-    return dict(zip(("loss_ce", "loss_bbox", "loss_giou"), losses, strict=True))
+        if partial.numel():
+            set_loss_fwd_kernel[(num_layers * num_images, blocks)](
+                *_inputs(logits, boxes, targets, query_index),
+                partial,
+                status_word(logits.device),
+                *_counts(logits, query_index),
+                **options,
+            )
+        set_loss_reduce_kernel[(1,)](
+            partial,
+            *divisors,
+            losses,
+            total,
+            num_layers,
+            partial.shape[2],
+            SOFTMAX=options["SOFTMAX"],
+            ON_DEVICE=isinstance(divisors[0], Tensor),
+            DTYPE=options["DTYPE"],
+            **loss_weights(weights),
+            **reduce_options(num_layers),
+        )
+    return losses, total
+
+
+def set_loss_backward(
+    grads: Sequence[Tensor | None],  # of the losses [3,L] and of their weighted sum []
+    needed: Sequence[bool],
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    query_index: Tensor,  # [L,G,T]
+    weights: LossWeights,
+    num_boxes: Tensor | float,
+    class_normalizer: Tensor | float,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of logits and boxes."""
+    dtype = _compute_dtype(logits, boxes)
+    grad_losses, grad_total = grads
+    grad_logits, grad_boxes = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (logits, boxes))
+    if not grad_boxes.numel():
+        return grad_logits, grad_boxes
+    options = launch_options(logits.shape[2], logits.shape[3], weights, dtype)
+    divisors = _as_launched(num_boxes, class_normalizer, dtype, logits.device)
+    with launch_on(logits):
+        set_loss_bwd_kernel[(logits.shape[0] * logits.shape[1], triton.cdiv(logits.shape[2], options["BLOCK_Q"]))](
+            *_inputs(logits, boxes, targets, query_index),
+            *divisors,
+            boxes if grad_losses is None else grad_losses.contiguous(),
+            boxes if grad_total is None else grad_total,
+            grad_logits,
+            grad_boxes,
+            logits.shape[0],
+            *_counts(logits, query_index),
+            FROM_LOSSES=grad_losses is not None,
+            FROM_TOTAL=grad_total is not None,
+            ON_DEVICE=isinstance(divisors[0], Tensor),
+            **loss_weights(weights),
+            **options,
+        )
+    return grad_logits, grad_boxes
+
+
+def _compute_dtype(logits: Tensor, boxes: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == boxes.dtype == torch.float64 else torch.float32
+
+
+def _inputs(logits: Tensor, boxes: Tensor, targets: Targets, query_index: Tensor) -> tuple[Tensor, ...]:
+    packed = targets.labels, targets.boxes, targets.offsets
+    return logits.contiguous(), boxes.contiguous(), *packed, query_index.contiguous()
+
+
+def _counts(logits: Tensor, query_index: Tensor) -> tuple[int, ...]:
+    """Images, queries, classes, targets and groups."""
+    return *logits.shape[1:], query_index.shape[2], query_index.shape[1]
+
+
+def loss_weights(weights: LossWeights) -> dict[str, float]:
+    """What the total is made of, as the kernels are compiled for it."""
+    return {"LOSS_CE": weights.loss_ce, "LOSS_BBOX": weights.loss_bbox, "LOSS_GIOU": weights.loss_giou}
 
 
 def _as_launched(
@@ -363,3 +149,9 @@ def launch_options(num_queries: int, num_classes: int, weights: LossWeights, dty
         "BLOCK_C": block_c,
         "num_warps": min(16, max(4, block_c // 512)),
     }
+
+
+def reduce_options(num_layers: int) -> dict[str, int]:
+    """Block sizes and warps of the reducing kernel: all layers' losses at a time."""
+    block_l = triton.next_power_of_2(max(1, 3 * num_layers))
+    return {"BLOCK_L": block_l, "BLOCK_P": max(1, min(256, 8192 // block_l)), "num_warps": 8}

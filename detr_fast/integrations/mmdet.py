@@ -19,7 +19,7 @@ from torch import Tensor
 
 from detr_fast import ops
 from detr_fast.integrations.versions import require_version
-from detr_fast.ops.set_loss import count_class_weight
+from detr_fast.ops.normalizers import count_class_weight
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import LossWeights, MatchWeights
 

@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from detr_fast.kernels import automatic, unavailable
 
@@ -40,7 +41,8 @@ class Backend:
     load: Callable[[], Functions]  # imports on first use, so that nothing heavy is imported before
     unavailable: Callable[[torch.device], str | None]  # why it cannot run on this device, None where it can
     variants: frozenset[str] = frozenset()  # what it computes beyond what every backend of its hot path does
-    automatic: Callable[[torch.device], bool] = lambda device: True  # whether to take it here unasked
+    automatic: Callable[[torch.device, Any], bool] = lambda device, work: True  # whether to take it for this unasked
+    plain: bool = False  # whether it is all PyTorch: differentiable by itself, and can be traced through
 
     def refusal(self, device: torch.device, variant: str | None) -> str | None:
         """Why it cannot compute ``variant`` on this device, None where it can."""
@@ -57,18 +59,17 @@ class Column:
         self.backends = {backend.name: backend for backend in backends}
         COLUMNS[name] = self
 
-    def select(self, device: torch.device, backend: str | None = None, variant: str | None = None) -> Functions:
-        """The functions of the backend to use on ``device``, for a variant that not every backend computes.
+    def choose(
+        self, device: torch.device, backend: str | None = None, variant: str | None = None, work: Any = None
+    ) -> Backend:
+        """The backend to use on ``device``, for a variant that not every backend computes.
 
-        ``backend`` comes before :func:`use_backend`, which comes before ``DETR_FAST_BACKEND``.
+        ``backend`` comes before :func:`use_backend`, which comes before ``DETR_FAST_BACKEND``. ``work`` says how much
+        there is to do, in the terms of the hot path; where None, a backend is taken for whatever it can run.
 
         Raises:
             BackendError: the backend asked for is unknown, or cannot run on ``device``; it says why.
         """
-        return self.choose(device, backend, variant).load()
-
-    def choose(self, device: torch.device, backend: str | None = None, variant: str | None = None) -> Backend:
-        """The backend that :meth:`select` takes."""
         wanted = backend or _chosen.get().get(self.name) or _from_environment(self)
         if wanted is not None:
             found = self._named(wanted)
@@ -78,10 +79,18 @@ class Column:
         reasons = []
         for candidate in self.backends.values():
             reason = candidate.refusal(device, variant)
-            if reason is None and candidate.automatic(device):
+            if reason is None and candidate.automatic(device, work):
                 return candidate
             reasons.append(f"{candidate.name}: {reason or 'runs here only when asked for by name'}")
         raise BackendError(f"{self.name}: no backend runs on {device.type}; " + "; ".join(reasons))
+
+    def choose_name(self, device: torch.device, backend: str | None, variant: str | None, work: Any) -> str:
+        """The name of the backend that :meth:`choose` takes."""
+        return self.choose(device, backend, variant, work).name
+
+    # torch.compile runs it once instead of looking inside; torch.compiler.assume_constant_result would say the same,
+    # but imports the compiler.
+    choose_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _named(self, name: str) -> Backend:
         if name not in self.backends:
@@ -92,9 +101,9 @@ class Column:
 COLUMNS: dict[str, Column] = {}
 
 
-def reference(functions: Functions, name: str = "reference", variants: Iterable[str] = ()) -> Backend:
+def reference(functions: Functions, variants: Iterable[str] = ()) -> Backend:
     """A backend in plain PyTorch: runs on any device."""
-    return Backend(name, lambda: functions, lambda device: None, frozenset(variants))
+    return Backend("reference", lambda: functions, lambda device: None, frozenset(variants), plain=True)
 
 
 def extension(functions: Functions, variants: Iterable[str] = ()) -> Backend:
@@ -105,8 +114,6 @@ def extension(functions: Functions, variants: Iterable[str] = ()) -> Backend:
 def _extension_unavailable(device: torch.device) -> str | None:
     if device.type != "cpu":
         return "it runs on the CPU only"
-    if torch.compiler.is_compiling():
-        return "torch.compile cannot trace it"
     return why_no_extension()
 
 
@@ -120,14 +127,24 @@ def why_no_extension() -> str | None:
     return None
 
 
-def triton(load: Callable[[], Functions]) -> Backend:
-    """A backend in Triton; its interpreter, which also runs on the CPU, has to be asked for by name."""
-    return Backend("triton", load, unavailable, automatic=automatic)
+def triton(load: Callable[[], Functions], fits: Callable[[Any], bool] = lambda work: True) -> Backend:
+    """A backend in Triton; its interpreter, which also runs on the CPU, has to be asked for by name.
+
+    ``fits`` says of what there is to do whether the kernel is the fastest for it, where there are others.
+    """
+    return Backend("triton", load, unavailable, automatic=lambda device, work: automatic(device) and fits(work))
+
+
+def traced(tensor: Tensor) -> bool:
+    """Whether a call is only recorded: under torch.compile, or with a tensor, such as a fake one, that sees to it."""
+    return torch.compiler.is_compiling() or type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 
 @contextmanager
 def use_backend(**choices: str) -> Iterator[None]:
     """Choose backends by name inside a ``with`` block (in this thread or task).
+
+    What torch.compile has compiled keeps the backends that were chosen when it was traced.
 
     Args:
         choices: hot path to backend, as in ``use_backend(match_cost="reference")``.

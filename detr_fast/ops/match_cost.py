@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from detr_fast.ops.backends import Column, Functions, extension, reference, triton
+from detr_fast.ops.library import Op
 from detr_fast.ops.pairwise_box import box_cxcywh_to_xyxy, box_iou, compute_dtype
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import MatchWeights
@@ -45,8 +46,7 @@ def match_cost(
     check_predictions(logits, boxes, targets, softmax=weights.class_cost == "softmax")
     if groups < 1 or logits.shape[2] % groups:
         raise ValueError(f"{logits.shape[2]} queries cannot be divided into {groups} groups")
-    run = COLUMN.select(logits.device, backend)["match_cost"]
-    return run(logits.detach(), boxes.detach(), targets, weights)
+    return OP(logits.detach(), boxes.detach(), targets, weights, backend=backend)
 
 
 def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets, *, softmax: bool) -> None:
@@ -103,6 +103,7 @@ def match_cost_reference(logits: Tensor, boxes: Tensor, targets: Targets, weight
 def match_cost_cpp(logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWeights) -> Tensor:
     import detr_fast._C as _C
 
+    targets.check_labels(logits.shape[3] - (weights.class_cost == "softmax"))
     options = _C.MatchOptions(
         focal=weights.class_cost == "focal",
         corners=weights.l1_format == "xyxy",
@@ -143,4 +144,18 @@ COLUMN = Column(
         extension({"match_cost": match_cost_cpp}),
         reference({"match_cost": match_cost_reference}),
     ],
+)
+
+
+def _fake(logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWeights) -> Tensor:
+    shape = (logits.shape[0], targets.num_targets, logits.shape[2])
+    return logits.new_empty(shape, dtype=compute_dtype(logits, boxes))
+
+
+OP = Op(
+    COLUMN,
+    "match_cost",
+    {"logits": "Tensor", "boxes": "Tensor", "targets": Targets, "weights": MatchWeights},
+    "Tensor",
+    _fake,
 )

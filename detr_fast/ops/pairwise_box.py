@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.backends import Column, Functions, reference, triton
+from detr_fast.ops.library import Op
 
 
 def pairwise_box_iou(
@@ -40,8 +41,7 @@ def pairwise_box_iou(
         raise ValueError(f"kind must be 'iou' or 'giou', got {kind!r}")
     if box_format not in ("xyxy", "cxcywh"):
         raise ValueError(f"box_format must be 'xyxy' or 'cxcywh', got {box_format!r}")
-    run = COLUMN.select(boxes1.device, backend)["pairwise_box_iou"]
-    return run(boxes1, boxes2, kind=kind, box_format=box_format, eps=eps)
+    return _pairwise(boxes1, boxes2, kind, box_format == "cxcywh", eps, backend)
 
 
 def pairwise_box_l1(
@@ -60,7 +60,17 @@ def pairwise_box_l1(
         BackendError: the backend asked for cannot run here.
     """
     _check_boxes(boxes1, boxes2)
-    return COLUMN.select(boxes1.device, backend)["pairwise_box_l1"](boxes1, boxes2)
+    return _pairwise(boxes1, boxes2, "l1", False, 0.0, backend)
+
+
+def _pairwise(boxes1: Tensor, boxes2: Tensor, kind: str, centres: bool, eps: float, backend: str | None) -> Tensor:
+    leading = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
+    pairs = OP(_flatten(boxes1, leading), _flatten(boxes2, leading), kind, centres, float(eps), backend=backend)
+    return pairs.reshape(*leading, *pairs.shape[-2:])
+
+
+def _flatten(boxes: Tensor, leading: torch.Size) -> Tensor:  # [...,N,4] -> [K,N,4], without a copy where it can be
+    return boxes.contiguous().expand(*leading, *boxes.shape[-2:]).reshape(leading.numel(), *boxes.shape[-2:])
 
 
 def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -115,29 +125,40 @@ def _check_boxes(boxes1: Tensor, boxes2: Tensor) -> None:
             raise ValueError(f"{name} must be floating point [...,N,4], got {boxes.dtype} {list(boxes.shape)}")
 
 
-def pairwise_box_iou_reference(boxes1: Tensor, boxes2: Tensor, *, kind: str, box_format: str, eps: float) -> Tensor:
-    dtype = compute_dtype(boxes1, boxes2)
-    boxes1, boxes2 = boxes1.to(dtype), boxes2.to(dtype)
-    if box_format == "cxcywh":
-        boxes1, boxes2 = box_cxcywh_to_xyxy(boxes1), box_cxcywh_to_xyxy(boxes2)
-    return box_iou(boxes1[..., :, None, :], boxes2[..., None, :, :], kind=kind, eps=eps)
-
-
-def pairwise_box_l1_reference(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    dtype = compute_dtype(boxes1, boxes2)
-    return (boxes1.to(dtype)[..., :, None, :] - boxes2.to(dtype)[..., None, :, :]).abs().sum(-1)
+def pairwise_box_reference(
+    a: Tensor,  # [K,N,4]
+    b: Tensor,  # [K,M,4]
+    kind: str,  # "iou", "giou" or "l1"
+    centres: bool,  # whether boxes are cxcywh, and not corners
+    eps: float,
+) -> Tensor:  # [K,N,M]
+    dtype = compute_dtype(a, b)
+    a, b = a.to(dtype)[:, :, None], b.to(dtype)[:, None]
+    if kind == "l1":
+        return (a - b).abs().sum(-1)
+    if centres:
+        a, b = box_cxcywh_to_xyxy(a), box_cxcywh_to_xyxy(b)
+    return box_iou(a, b, kind=kind, eps=eps)
 
 
 def _load_triton() -> Functions:
-    from detr_fast.kernels.pairwise_box import pairwise_box_iou, pairwise_box_l1
+    from detr_fast.kernels.pairwise_box import pairwise_box, pairwise_box_backward
 
-    return {"pairwise_box_iou": pairwise_box_iou, "pairwise_box_l1": pairwise_box_l1}
+    return {"pairwise_box": pairwise_box, "pairwise_box_backward": pairwise_box_backward}
 
 
-COLUMN = Column(
+COLUMN = Column("pairwise_box", [triton(_load_triton), reference({"pairwise_box": pairwise_box_reference})])
+
+
+def _fake(a: Tensor, b: Tensor, kind: str, centres: bool, eps: float) -> Tensor:
+    return a.new_empty((a.shape[0], a.shape[1], b.shape[1]), dtype=compute_dtype(a, b))
+
+
+OP = Op(
+    COLUMN,
     "pairwise_box",
-    [
-        triton(_load_triton),
-        reference({"pairwise_box_iou": pairwise_box_iou_reference, "pairwise_box_l1": pairwise_box_l1_reference}),
-    ],
+    {"a": "Tensor", "b": "Tensor", "kind": "str", "centres": "bool", "eps": "float"},
+    "Tensor",
+    _fake,
+    differentiable=2,
 )

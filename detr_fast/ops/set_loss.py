@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn.functional import binary_cross_entropy_with_logits, one_hot, softplus
+from torch.nn.functional import one_hot
 
 from detr_fast.ops.backends import Column, Functions, extension, reference, triton
+from detr_fast.ops.class_loss import focal_loss, ia_bce_loss, varifocal_loss
+from detr_fast.ops.library import NUMBER, Op
 from detr_fast.ops.match_cost import arrays_of, check_predictions, rows_of
+from detr_fast.ops.normalizers import at_least, count_boxes, count_class_weight
 from detr_fast.ops.pairwise_box import box_cxcywh_to_xyxy, box_iou, compute_dtype
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import IOU_AWARE, LossWeights
+
+LOSSES = ("loss_ce", "loss_bbox", "loss_giou")
 
 
 def set_loss(
@@ -50,6 +55,44 @@ def set_loss(
         ValueError: shapes do not fit together, or a label is out of range.
         BackendError: the backend asked for cannot run here.
     """
+    losses, _ = _run(logits, boxes, targets, query_index, weights, num_boxes, class_normalizer, backend)
+    return dict(zip(LOSSES, losses.unbind(), strict=True))
+
+
+def weighted_set_loss(
+    logits: Tensor,  # [L,B,Q,C]
+    boxes: Tensor,  # [L,B,Q,4]
+    targets: Targets,
+    query_index: Tensor,  # int64 [L,T] or [L,G,T]
+    *,
+    weights: LossWeights = LossWeights(),  # noqa: B008  (frozen)
+    num_boxes: Tensor | float | None = None,
+    class_normalizer: Tensor | float | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What to call backward on: the losses of :func:`set_loss`, weighted and added up over all layers.
+
+    Arguments and errors are those of :func:`set_loss`. The sum is formed where the losses are, so that Triton takes
+    two launches forward and one backward.
+
+    Returns:
+        The total, a scalar, and the losses as :func:`set_loss` returns them, without gradients.
+    """
+    losses, total = _run(logits, boxes, targets, query_index, weights, num_boxes, class_normalizer, backend)
+    return total, dict(zip(LOSSES, losses.detach().unbind(), strict=True))
+
+
+def _run(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    query_index: Tensor,
+    weights: LossWeights,
+    num_boxes: Tensor | float | None,
+    class_normalizer: Tensor | float | None,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """The losses [3,L] and their weighted sum []."""
     check_predictions(logits, boxes, targets, softmax=weights.class_loss == "softmax")
     if query_index.dim() == 2:
         query_index = query_index[:, None]
@@ -60,30 +103,14 @@ def set_loss(
         )
     num_queries, groups = logits.shape[2], query_index.shape[1]
     if num_boxes is None:
-        num_boxes = max(count_boxes(targets, num_queries, weights, groups=groups), 1)
+        num_boxes = at_least(count_boxes(targets, num_queries, weights, groups=groups), 1)
     if class_normalizer is None:
         class_weight = count_class_weight(targets, num_queries, weights, groups=groups)
-        class_normalizer = max(class_weight, weights.min_class_normalizer)
+        class_normalizer = at_least(class_weight, weights.min_class_normalizer)
     variant = weights.class_loss if weights.class_loss in IOU_AWARE else None
-    run = COLUMN.select(logits.device, backend, variant)["set_loss"]
-    return run(logits, boxes, targets, query_index, weights, num_boxes, class_normalizer)
-
-
-def count_boxes(targets: Targets, num_queries: int, weights: LossWeights, *, groups: int = 1) -> int:
-    """What ``weights.normalizer`` counts in this batch: its targets or its matched pairs, over all groups."""
-    if weights.normalizer == "targets":
-        return groups * targets.num_targets
-    return _count_matched(targets, num_queries, groups)
-
-
-def count_class_weight(targets: Targets, num_queries: int, weights: LossWeights, *, groups: int = 1) -> float:
-    """Sum of the cross-entropy's weights over all queries of one layer: matched ones 1, the others no_object."""
-    matched = _count_matched(targets, num_queries, groups)
-    return matched + weights.no_object * (targets.num_images * num_queries - matched)
-
-
-def _count_matched(targets: Targets, num_queries: int, groups: int) -> int:
-    return groups * sum(min(size, num_queries // groups) for size in targets.sizes)
+    return OP(
+        logits, boxes, targets, query_index, weights, num_boxes, class_normalizer, backend=backend, variant=variant
+    )
 
 
 def scatter_to_queries(
@@ -99,32 +126,6 @@ def scatter_to_queries(
     return scattered[..., :-1]
 
 
-def focal_loss(logits: Tensor, positive: Tensor, weights: LossWeights) -> Tensor:
-    """Sigmoid focal loss (https://arxiv.org/abs/1708.02002) of each logit; ``positive`` is its 0/1 target."""
-    p = logits.sigmoid()
-    ce = binary_cross_entropy_with_logits(logits, positive, reduction="none")
-    p_of_truth = p * positive + (1 - p) * (1 - positive)
-    alpha = weights.focal_alpha * positive + (1 - weights.focal_alpha) * (1 - positive)
-    return alpha * (1 - p_of_truth) ** weights.focal_gamma * ce
-
-
-def varifocal_loss(logits: Tensor, positive: Tensor, iou: Tensor, weights: LossWeights) -> Tensor:
-    """Varifocal loss (https://arxiv.org/abs/2008.13367, equation 2): a positive is to score its box's IoU."""
-    p = logits.sigmoid().detach()
-    quality = positive * iou
-    weight = quality + weights.focal_alpha * p**weights.focal_gamma * (1 - positive)
-    return weight * binary_cross_entropy_with_logits(logits, quality, reduction="none")
-
-
-def ia_bce_loss(logits: Tensor, positive: Tensor, iou: Tensor, weights: LossWeights) -> Tensor:
-    """IoU-aware cross-entropy (https://arxiv.org/abs/2304.07527): a positive is to score a blend of score and IoU."""
-    p = logits.sigmoid()
-    alpha = weights.focal_alpha
-    quality = (p**alpha * iou ** (1 - alpha)).clamp(min=0.01).detach()
-    ce_of_positive = binary_cross_entropy_with_logits(logits, quality, reduction="none")
-    return torch.where(positive > 0, ce_of_positive, p**weights.focal_gamma * softplus(logits))
-
-
 def set_loss_reference(
     logits: Tensor,
     boxes: Tensor,
@@ -133,7 +134,7 @@ def set_loss_reference(
     weights: LossWeights,
     num_boxes: Tensor | float,
     class_normalizer: Tensor | float,
-) -> dict[str, Tensor]:
+) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(logits, boxes)
     logits, boxes = logits.to(dtype), boxes.to(dtype)
     loss_bbox, loss_giou, iou = _box_losses(boxes, targets, query_index, weights)
@@ -141,7 +142,14 @@ def set_loss_reference(
         loss_ce = _cross_entropy(logits, targets, query_index, weights) / class_normalizer
     else:
         loss_ce = _sigmoid_loss(logits, targets, query_index, iou, weights) / num_boxes
-    return {"loss_ce": loss_ce, "loss_bbox": loss_bbox / num_boxes, "loss_giou": loss_giou / num_boxes}
+    losses = torch.stack((loss_ce, loss_bbox / num_boxes, loss_giou / num_boxes))
+    return losses, _weighted_sum(losses, weights)
+
+
+def _weighted_sum(losses: Tensor, weights: LossWeights) -> Tensor:
+    return sum(
+        (getattr(weights, name) * loss.sum() for name, loss in zip(LOSSES, losses, strict=True)), losses.new_zeros(())
+    )
 
 
 def _cross_entropy(logits: Tensor, targets: Targets, query_index: Tensor, weights: LossWeights) -> Tensor:
@@ -188,9 +196,46 @@ def set_loss_cpp(
     weights: LossWeights,
     num_boxes: Tensor | float,
     class_normalizer: Tensor | float,
-) -> dict[str, Tensor]:
+) -> tuple[Tensor, Tensor]:
     import detr_fast._C as _C
 
+    dtype = compute_dtype(logits, boxes)
+    sums = torch.from_numpy(_C.set_loss(*_arguments_of_cpp(logits, boxes, targets, query_index, weights))).to(dtype)
+    losses = sums / _divisors(weights, num_boxes, class_normalizer, dtype)
+    return losses, _weighted_sum(losses, weights)
+
+
+def set_loss_cpp_backward(
+    grads: Sequence[Tensor | None],  # of the losses [3,L] and of their weighted sum []
+    needed: Sequence[bool],
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    query_index: Tensor,  # [L,G,T]
+    weights: LossWeights,
+    num_boxes: Tensor | float,
+    class_normalizer: Tensor | float,
+) -> tuple[Tensor, Tensor]:
+    import detr_fast._C as _C
+
+    grad_losses, grad_total = grads
+    upstream = torch.zeros(3, logits.shape[0], dtype=torch.float64) if grad_losses is None else grad_losses.double()
+    if grad_total is not None:
+        upstream = (
+            upstream + torch.tensor([[getattr(weights, name)] for name in LOSSES], dtype=torch.float64) * grad_total
+        )
+    upstream = upstream / _divisors(weights, num_boxes, class_normalizer, torch.float64)
+    arguments = _arguments_of_cpp(logits, boxes, targets, query_index, weights)
+    of_logits, of_boxes = (torch.from_numpy(x) for x in _C.set_loss_backward(*arguments, upstream.contiguous().numpy()))
+    return of_logits.to(logits.dtype), of_boxes.to(boxes.dtype)
+
+
+def _arguments_of_cpp(
+    logits: Tensor, boxes: Tensor, targets: Targets, query_index: Tensor, weights: LossWeights
+) -> tuple[Any, ...]:
+    import detr_fast._C as _C
+
+    targets.check_labels(logits.shape[3] - (weights.class_loss == "softmax"))
     options = _C.LossOptions(
         class_loss=getattr(_C.ClassLoss, weights.class_loss),
         no_object=weights.no_object,
@@ -199,49 +244,51 @@ def set_loss_cpp(
         giou_eps=weights.giou_eps,
         box_scale=weights.box_scale,
     )
-    sums: Tensor = _SetLossSums.apply(logits, boxes, targets, query_index, options)  # [3,L]
-    loss_ce, loss_bbox, loss_giou = sums.unbind()
-    divisor = class_normalizer if weights.class_loss == "softmax" else num_boxes
-    return {"loss_ce": loss_ce / divisor, "loss_bbox": loss_bbox / num_boxes, "loss_giou": loss_giou / num_boxes}
+    dtype = compute_dtype(logits, boxes)
+    return rows_of(logits, dtype), rows_of(boxes, dtype), *arrays_of(targets), query_index.contiguous().numpy(), options
 
 
-class _SetLossSums(torch.autograd.Function):
-    """Class, L1 and GIoU loss of each layer before they are divided: [3,L]; keeps nothing but its inputs."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, boxes: Tensor, targets: Targets, query_index: Tensor, options: Any) -> Tensor:
-        import detr_fast._C as _C
-
-        ctx.save_for_backward(logits, boxes)
-        dtype = compute_dtype(logits, boxes)
-        ctx.rest = *arrays_of(targets), query_index.contiguous().numpy(), options
-        return torch.from_numpy(_C.set_loss(rows_of(logits, dtype), rows_of(boxes, dtype), *ctx.rest)).to(dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        import detr_fast._C as _C
-
-        logits, boxes = ctx.saved_tensors
-        dtype = compute_dtype(logits, boxes)
-        weights = upstream.to(torch.float64).contiguous().numpy()
-        inputs: tuple[Any, ...] = (rows_of(logits, dtype), rows_of(boxes, dtype), *ctx.rest, weights)
-        gradients = _C.set_loss_backward(*inputs)
-        of_logits, of_boxes = (torch.from_numpy(gradient) for gradient in gradients)
-        return of_logits.to(logits.dtype), of_boxes.to(boxes.dtype), None, None, None
+def _divisors(
+    weights: LossWeights, num_boxes: Tensor | float, class_normalizer: Tensor | float, dtype: torch.dtype
+) -> Tensor:  # [3,1]
+    classes = class_normalizer if weights.class_loss == "softmax" else num_boxes
+    return torch.tensor([[float(classes)], [float(num_boxes)], [float(num_boxes)]], dtype=dtype)
 
 
 def _load_triton() -> Functions:
-    from detr_fast.kernels.set_loss import set_loss_triton
+    from detr_fast.kernels.set_loss import set_loss, set_loss_backward
 
-    return {"set_loss": set_loss_triton}
+    return {"set_loss": set_loss, "set_loss_backward": set_loss_backward}
 
 
 COLUMN = Column(
     "set_loss",
     [
         triton(_load_triton),
-        extension({"set_loss": set_loss_cpp}, variants=IOU_AWARE),
+        extension({"set_loss": set_loss_cpp, "set_loss_backward": set_loss_cpp_backward}, variants=IOU_AWARE),
         reference({"set_loss": set_loss_reference}, variants=IOU_AWARE),
     ],
+)
+
+
+def _fake(logits: Tensor, boxes: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    dtype = compute_dtype(logits, boxes)
+    return logits.new_empty((3, logits.shape[0]), dtype=dtype), logits.new_empty((), dtype=dtype)
+
+
+OP = Op(
+    COLUMN,
+    "set_loss",
+    {
+        "logits": "Tensor",
+        "boxes": "Tensor",
+        "targets": Targets,
+        "query_index": "Tensor",
+        "weights": LossWeights,
+        "num_boxes": NUMBER,
+        "class_normalizer": NUMBER,
+    },
+    "(Tensor, Tensor)",
+    _fake,
+    differentiable=2,
 )

@@ -57,7 +57,7 @@ def sine_position_encoding(
         )
     if layout not in ("bchw", "blc"):
         raise ValueError(f"layout must be 'bchw' or 'blc', got {layout!r}")
-    run = COLUMN.select(mask.device, backend)["sine_position_encoding"]
+    run = COLUMN.choose(mask.device, backend).load()["sine_position_encoding"]
     return run(
         mask,
         num_feats,

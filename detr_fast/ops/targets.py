@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+from detr_fast.ops.backends import traced
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,15 @@ class Targets:
 
     labels: Tensor  # int64 [T]
     boxes: Tensor  # float32 [T,4], cxcywh in [0,1]
-    sizes: list[int]  # host, length B: targets of each image
+    sizes: list[int]  # host, length B: targets of each image; bounds of them where padded
     offsets: Tensor  # int32 [B+1], on the device: image b owns rows offsets[b]:offsets[b+1]
-    max_label: int = -1  # host: the largest label, so that its range can be checked without asking the device
+    max_label: int = -1  # host: the largest label, so that its range can be checked without asking; -1: not known
+    most: int = -1  # host: a bound of the sizes; -1: not given
+    padded: bool = False  # whether only the device knows how many targets there are: see pad
+
+    def __post_init__(self) -> None:
+        if self.most < 0:  # at least 2: torch.compile compiles anew for a 0 and a 1
+            object.__setattr__(self, "most", max([2, *self.sizes]))
 
     @classmethod
     def from_list(cls, targets: Sequence[Mapping[str, Tensor]]) -> Targets:
@@ -38,12 +47,11 @@ class Targets:
         sizes = [_count(target, image) for image, target in enumerate(targets)]
         labels = [t["labels"].reshape(-1).to(torch.int64) for t in targets]
         boxes = [t["boxes"].reshape(-1, 4).to(torch.float32) for t in targets]
-        offsets = torch.tensor([0, *sizes], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         packed = cls(
             labels=torch.cat(labels) if labels else torch.zeros(0, dtype=torch.int64, device=device),
             boxes=torch.cat(boxes) if boxes else torch.zeros(0, 4, device=device),
             sizes=sizes,
-            offsets=offsets.to(device),
+            offsets=offsets_of(sizes, device),
         )
         if device.type != "cpu" or not packed.num_targets:
             return packed
@@ -52,18 +60,56 @@ class Targets:
 
     @property
     def num_targets(self) -> int:
-        """T, the number of targets in the whole batch."""
+        """T, the number of targets in the whole batch, or of the rows kept for them where padded."""
         return self.labels.shape[0]
 
     @property
     def num_images(self) -> int:
         """B."""
-        return len(self.sizes)
+        return self.offsets.shape[0] - 1
 
     def image_index(self) -> Tensor:
-        """The image each target belongs to: int64 [T]."""
-        images = torch.arange(self.num_images, device=self.labels.device)
-        return images.repeat_interleave(self.offsets.diff(), output_size=self.num_targets)
+        """The image each target belongs to: int64 [T]; the last for rows that are no target's."""
+        row = torch.arange(self.num_targets, dtype=torch.int32, device=self.labels.device)
+        return torch.searchsorted(self.offsets[1:], row, right=True).clamp(max=self.num_images - 1)
+
+    def pad(self, most: int) -> Targets:
+        """These targets in buffers that also hold any other batch of as many images, for a captured CUDA graph.
+
+        The true counts are read on the device, so that a graph captured once serves all batches, which
+        :meth:`copy_` puts in their place.
+
+        Args:
+            most: as many targets as an image may have.
+
+        Returns:
+            Targets with ``num_images * most`` rows, packed as before, the unused ones last; ``sizes`` are bounds.
+
+        Raises:
+            ValueError: an image has more targets.
+        """
+        rows = self.num_images * most
+        labels, boxes = self.labels.new_zeros(rows), self.boxes.new_zeros(rows, 4)
+        padded = Targets(labels, boxes, [most] * self.num_images, self.offsets.clone(), most=most, padded=True)
+        padded.copy_(self)
+        return padded
+
+    def copy_(self, other: Targets) -> None:
+        """Put other targets into these buffers, in place and without waiting for the device.
+
+        Raises:
+            ValueError: these are not padded, or do not hold as many images or targets.
+        """
+        if not self.padded or other.padded:
+            raise ValueError("targets are copied into buffers that pad() made, from targets as they are")
+        if other.num_images != self.num_images or max(other.sizes, default=0) > self.most:
+            raise ValueError(
+                f"buffers for {self.num_images} images of at most {self.most} targets cannot hold "
+                f"{other.num_images} images of up to {max(other.sizes, default=0)}; pad to more"
+            )
+        for buffer, values in ((self.labels, other.labels), (self.boxes, other.boxes), (self.offsets, other.offsets)):
+            buffer[: len(values)].copy_(values, non_blocking=True)
+        object.__setattr__(self, "max_label", other.max_label)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
         """The same targets with their tensors on ``device``."""
@@ -74,7 +120,12 @@ class Targets:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def check_labels(self, num_classes: int) -> None:
-        """Raise ValueError where a label is not below ``num_classes``; never waits for the device."""
+        """Raise ValueError where a label is not below ``num_classes``; never waits for the device.
+
+        While a call is only recorded there is nothing to check; the op does it when it runs.
+        """
+        if traced(self.labels) or 0 <= self.max_label < num_classes:
+            return
         if self.labels.device.type != "cpu":
             if self.max_label >= num_classes:
                 raise ValueError(_label_message(f"label {self.max_label}", num_classes))
@@ -108,6 +159,12 @@ class Targets:
                 f"{self.name_target(row)}: box {self.boxes[row].tolist()} is not a box; expected finite "
                 "(cx, cy, width, height) with width and height not below 0"
             )
+
+
+def offsets_of(sizes: Sequence[int], device: torch.device) -> Tensor:
+    """Where each image's targets begin and end, int32 [B+1] on ``device``; nobody waits for the copy."""
+    offsets = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32)
+    return offsets.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else offsets.to(device)
 
 
 def _count(target: Mapping[str, Tensor], image: int) -> int:

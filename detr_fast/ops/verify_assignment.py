@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detr_fast.ops.linear_sum_assignment import check_sizes
+from detr_fast.ops.linear_sum_assignment import as_sizes, check_sizes
 from detr_fast.ops.targets import Targets
 
 
@@ -57,7 +57,8 @@ def verify_assignment(
     grouped = index.dim() == 3
     index, u = (index, u) if grouped else (index[:, None], u[:, None])  # [L,G,T]
     layers, groups, num_targets = index.shape
-    sizes = check_sizes(cost, [num_targets] if targets_or_sizes is None else targets_or_sizes, groups)
+    sizes = [num_targets] if targets_or_sizes is None else as_sizes(targets_or_sizes)
+    check_sizes(cost, sizes)
     images, queries = len(sizes), cost.shape[2] // groups
     if u.shape != index.shape or (layers, num_targets) != cost.shape[:2] or v.shape != (layers, images, cost.shape[2]):
         raise ValueError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detr_fast import ops
 from detr_fast.ops.errors import cardinality_error, class_error
-from detr_fast.ops.set_loss import count_boxes, count_class_weight
+from detr_fast.ops.normalizers import at_least, count_boxes, count_class_weight
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import LossWeights, MatchWeights
 from detr_fast.training.matcher import HungarianMatcher
@@ -64,7 +64,7 @@ class SetCriterion(nn.Module):
         """
         query_index = self.matcher(logits, boxes, targets)
         num_boxes, class_normalizer = self._normalizers(logits, targets)
-        losses = ops.set_loss(
+        total, losses = ops.weighted_set_loss(
             logits,
             boxes,
             targets,
@@ -73,12 +73,11 @@ class SetCriterion(nn.Module):
             num_boxes=num_boxes,
             class_normalizer=class_normalizer,
         )
-        total = sum((getattr(self.weights, name) * loss.sum() for name, loss in losses.items()), logits.new_zeros(()))
         with torch.no_grad():
             errors = {
                 "cardinality_error": cardinality_error(logits, targets, softmax=self.weights.class_loss == "softmax")
             }
-            terms = _by_layer({**{name: loss.detach() for name, loss in losses.items()}, **errors})
+            terms = _by_layer({**losses, **errors})
             terms["class_error"] = class_error(logits[-1], targets, query_index[-1])
         return CriterionOutput(total, terms)
 
@@ -88,11 +87,12 @@ class SetCriterion(nn.Module):
         classes: Tensor | float = count_class_weight(targets, num_queries, weights, groups=groups)
         if dist.is_available() and dist.is_initialized():
             # Filled on the device: a copy from the host would wait for it.
-            both = torch.stack([torch.full((), float(n), device=logits.device) for n in (boxes, classes)])
+            both = torch.stack(
+                [n if isinstance(n, Tensor) else logits.new_full((), n, dtype=torch.float32) for n in (boxes, classes)]
+            )
             dist.all_reduce(both)
             boxes, classes = (both / dist.get_world_size()).unbind()
-            return boxes.clamp(min=1), classes.clamp(min=weights.min_class_normalizer)
-        return max(boxes, 1), max(classes, weights.min_class_normalizer)
+        return at_least(boxes, 1), at_least(classes, weights.min_class_normalizer)
 
 
 def _by_layer(terms: dict[str, Tensor]) -> dict[str, Tensor]:

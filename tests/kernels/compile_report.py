@@ -32,7 +32,8 @@ from detr_fast.kernels.pairwise_box import (
     pairwise_box_fwd_kernel,
 )
 from detr_fast.kernels.set_loss import launch_options as set_loss_options
-from detr_fast.kernels.set_loss import set_loss_bwd_kernel, set_loss_fwd_kernel, set_loss_reduce_kernel
+from detr_fast.kernels.set_loss import loss_weights, reduce_options
+from detr_fast.kernels.set_loss_kernels import set_loss_bwd_kernel, set_loss_fwd_kernel, set_loss_reduce_kernel
 from detr_fast.kernels.sine_position_encoding import sine_position_encoding_kernel
 from detr_fast.ops.weights import LossWeights, MatchWeights
 
@@ -122,34 +123,36 @@ def _set_loss(num_classes: int, dtype: str, weights: LossWeights, ceilings: tupl
     predicted = {"logits_ptr": f"*{dtype}", "boxes_ptr": f"*{dtype}"}
     targets = {"labels_ptr": "*i64", "target_boxes_ptr": "*fp32", "offsets_ptr": "*i32", "index_ptr": "*i64"}
     counts = dict.fromkeys(("num_images", "num_queries", "num_classes", "num_targets", "num_groups"), "i32")
-    losses = ("ce", "bbox", "giou")
     forward = {**predicted, **targets, "partial_ptr": "*fp32", "status_ptr": "*i64", **counts}
     backward = {
         **predicted,
         **targets,
         "num_boxes": "*fp32",
         "class_normalizer": "*fp32",
-        **{f"grad_{loss}_ptr": "*fp32" for loss in losses},
+        "grad_losses_ptr": "*fp32",
+        "grad_total_ptr": "*fp32",
         "grad_logits_ptr": f"*{dtype}",
         "grad_boxes_ptr": f"*{dtype}",
-        **{f"grad_{loss}_stride": "i32" for loss in losses},
+        "num_layers": "i32",
         **counts,
     }
+    upstream = {"FROM_LOSSES": True, "FROM_TOTAL": True, "ON_DEVICE": True, **loss_weights(weights)}
     name = f"set_loss {weights.class_loss} {weights.focal_gamma} {num_classes} {dtype}"
     return [
         KernelCase(f"{name} forward", set_loss_fwd_kernel, forward, options, num_warps, ceilings[0]),
-        KernelCase(
-            f"{name} backward", set_loss_bwd_kernel, backward, {"ON_DEVICE": True, **options}, num_warps, ceilings[1]
-        ),
+        KernelCase(f"{name} backward", set_loss_bwd_kernel, backward, upstream | options, num_warps, ceilings[1]),
     ]
 
 
-def _set_loss_reduce(ceiling: int) -> KernelCase:
+def _set_loss_reduce(num_layers: int, ceiling: int) -> KernelCase:
     pointers = {"partial_ptr": "*fp32", "num_boxes": "fp32", "class_normalizer": "fp32"}
-    outputs = {f"loss_{loss}_ptr": "*fp32" for loss in ("ce", "bbox", "giou")}
-    constants = {"SOFTMAX": True, "ON_DEVICE": False, "DTYPE": triton.language.float32, "BLOCK": 256}
-    signature = {**pointers, **outputs, "num_partials": "i32"}
-    return KernelCase("set_loss reduce", set_loss_reduce_kernel, signature, constants, 4, ceiling)
+    signature = {**pointers, "losses_ptr": "*fp32", "total_ptr": "*fp32", "num_layers": "i32", "num_partials": "i32"}
+    options = reduce_options(num_layers)
+    num_warps = options.pop("num_warps")
+    constants = {"SOFTMAX": True, "ON_DEVICE": False, "DTYPE": triton.language.float32}
+    constants |= {**loss_weights(LossWeights()), **options}
+    name = f"set_loss reduce {num_layers} layers"
+    return KernelCase(name, set_loss_reduce_kernel, signature, constants, num_warps, ceiling)
 
 
 CASES = [
@@ -162,6 +165,7 @@ CASES = [
     _match_cost(5, "bf16", MatchWeights.mmdet(), 96),
     _match_cost(92, "fp32", MatchWeights.detr(), 128),
     _match_cost(91, "fp32", MatchWeights.deformable(), 112),
+    _match_cost(91, "fp32", MatchWeights(class_cost="focal", focal_eps=0.0), 112),
     _match_cost(366, "fp32", MatchWeights.detr(), 128),
     _assignment(20, 100, 208),
     _assignment(100, 100, 208),
@@ -173,7 +177,8 @@ CASES = [
     *_set_loss(92, "fp32", LossWeights.detr(), (128, 144)),
     *_set_loss(91, "fp32", LossWeights.deformable(), (96, 144)),
     *_set_loss(366, "fp32", LossWeights(class_loss="focal", focal_gamma=1.5), (144, 112)),
-    _set_loss_reduce(56),
+    _set_loss_reduce(6, 64),
+    _set_loss_reduce(13, 96),
 ]
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from detr_fast import ops
-from detr_fast.kernels import faults
-from detr_fast.kernels.linear_sum_assignment import MAX_SIDE, batch_linear_sum_assignment_triton
+from detr_fast.kernels import LARGEST_PROBLEM, faults
+from detr_fast.kernels.linear_sum_assignment import batch_linear_sum_assignment
+from detr_fast.ops.targets import offsets_of
 
 INF = float("inf")
 
@@ -18,8 +19,8 @@ INF = float("inf")
 @pytest.fixture
 def launch(device):
     def run(cost: Tensor, sizes: list[int], groups: int = 1, offsets: Tensor | None = None) -> Tensor:
-        offsets = offsets.to(device) if offsets is not None else None
-        return batch_linear_sum_assignment_triton(cost.to(device), sizes, groups, offsets).cpu()
+        offsets = offsets_of(sizes, device) if offsets is None else offsets.to(device)
+        return batch_linear_sum_assignment(cost.to(device), offsets, max(sizes), groups).cpu()
 
     return run
 
@@ -104,6 +105,7 @@ def test_launched_for_larger_sizes_than_there_are(launch):
     offsets = torch.tensor([0, 2, 5], dtype=torch.int32)  # two rows of the cost are nobody's
     index = launch(cost, [60, 60], 1, offsets)
     assert torch.equal(index[:, :, :5], _scipy(cost[:, :5], [2, 3]))
+    assert (index[:, :, 5:] == -1).all()
 
 
 def test_launched_for_smaller_sizes_than_there_are(launch):
@@ -190,4 +192,4 @@ def test_nothing_to_assign(solve):
 
 def test_too_large_names_the_way_out(solve):
     with pytest.raises(ValueError, match='pass backend="cpp"'):
-        solve(torch.zeros(1, 1, MAX_SIDE + 1), [1])
+        solve(torch.zeros(1, 1, LARGEST_PROBLEM + 1), [1])

@@ -17,6 +17,7 @@ WEIGHTS = {
         0.5, 3.0, 0.7, class_cost="focal", focal_alpha=0.4, focal_gamma=1.5, focal_eps=1e-3
     ),
     "no focusing": MatchWeights(class_cost="focal", focal_gamma=0.0),
+    "from logits": MatchWeights(class_cost="focal", focal_eps=0.0),
     "gamma 1": MatchWeights(class_cost="focal", focal_gamma=1.0),
 }
 

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from detr_fast import LossWeights, Targets, ops
 from detr_fast.kernels import faults
-from detr_fast.kernels.set_loss import set_loss_triton
 
 WEIGHTS = [
     LossWeights.detr(),
@@ -190,6 +189,6 @@ def test_a_label_out_of_range_is_named(device, random_targets):
     targets = random_targets([2, 3], 3)
     targets.labels[3] = 3  # no-object itself
     inputs = torch.randn(2, 2, 5, 4), torch.rand(2, 2, 5, 4), targets, _index(2, 1, [2, 3], 5)
-    set_loss_triton(*(x.to(device) for x in inputs), LossWeights(), 5.0, 5.0)
+    ops.set_loss(*(x.to(device) for x in inputs), backend="triton")
     with pytest.raises(ValueError, match="layer 0, image 1, target 1: the label is out of range"):
         faults.raise_faults()

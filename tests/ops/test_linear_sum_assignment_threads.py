@@ -41,7 +41,7 @@ def test_number_of_threads_from_the_environment(monkeypatch):
     backends = COLUMNS["linear_sum_assignment"].backends
     functions = dict(backends["cpp"].load())
     solve = functions["batch_linear_sum_assignment"]
-    functions["batch_linear_sum_assignment"] = lambda *args: asked.append(args[3]) or solve(*args)
+    functions["batch_linear_sum_assignment"] = lambda *args: asked.append(args[5]) or solve(*args)
     monkeypatch.setitem(backends, "cpp", Backend("cpp", lambda: functions, lambda device: None))
     monkeypatch.delenv("DETR_FAST_NUM_THREADS", raising=False)
     ops.batch_linear_sum_assignment(cost, sizes)

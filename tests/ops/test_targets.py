@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detr_fast import Targets
+from detr_fast import Targets, use_backend
+from detr_fast.training.criterion import SetCriterion
 
 
 def _image(labels, boxes):
@@ -53,3 +54,47 @@ def test_label_range_is_known_without_the_device():
     with pytest.raises(ValueError, match="label 7 is out of range for 7 classes"):
         targets.to("meta").check_labels(7)
     targets.to("meta").check_labels(8)
+
+
+def test_padded_targets_hold_any_batch_of_as_many_images(random_targets):
+    first, second = random_targets([3, 0, 1], 5), random_targets([0, 4, 4], 5, seed=1)
+    padded = first.pad(4)
+    assert (padded.num_targets, padded.num_images, padded.padded) == (12, 3, True)
+    assert padded.image_index().tolist() == [0, 0, 0, 2] + [2] * 8
+    buffers = padded.labels, padded.boxes, padded.offsets
+    padded.copy_(second)
+    assert all(a is b for a, b in zip(buffers, (padded.labels, padded.boxes, padded.offsets), strict=True))
+    assert torch.equal(padded.labels[:8], second.labels)
+    assert torch.equal(padded.boxes[:8], second.boxes)
+    assert torch.equal(padded.offsets, second.offsets)
+    assert padded.max_label == second.max_label
+
+
+def test_what_padded_targets_cannot_hold(random_targets):
+    targets = random_targets([3, 0], 5)
+    with pytest.raises(ValueError, match="2 images of at most 2 targets cannot hold 2 images of up to 3; pad to more"):
+        targets.pad(2)
+    with pytest.raises(ValueError, match="cannot hold 1 images of up to 1"):
+        targets.pad(3).copy_(random_targets([1], 5))
+    with pytest.raises(ValueError, match=r"buffers that pad\(\) made"):
+        targets.copy_(targets)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("preset", ["detr", "mmdet", "deformable"])
+def test_padded_targets_train_as_the_others(random_targets, backend, preset):
+    criterion = SetCriterion.preset(preset)
+    targets = random_targets([3, 0, 9], 4)
+    torch.manual_seed(0)
+    logits, boxes = torch.randn(2, 3, 6, 5, requires_grad=True), torch.rand(2, 3, 6, 4, requires_grad=True)
+    results = []
+    with use_backend(
+        match_cost=backend, set_loss=backend, linear_sum_assignment="cpp" if backend == "cpp" else "scipy"
+    ):
+        for batch in (targets, targets.pad(10)):
+            index = criterion.matcher(logits, boxes, batch)
+            total = criterion(logits, boxes, batch).total
+            results.append((index[:, :12], total, *torch.autograd.grad(total, (logits, boxes))))
+            assert (index[:, 12:] == -1).all()
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
