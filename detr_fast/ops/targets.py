@@ -138,7 +138,7 @@ class Targets:
 
     def name_target(self, index: int) -> str:
         """Say which image and which of its targets row ``index`` is."""
-        for image, size in enumerate(self.sizes):
+        for image, size in enumerate(self.offsets.diff().tolist()):
             if index < size:
                 return f"image {image}, target {index}"
             index -= size
