@@ -10,35 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from detr_fast.kernels import launch_on
-
-# pi/2 in three parts; multiples of the first two, up to 2**14, are exact in float32.
-_HALF_PI_HIGH = tl.constexpr(math.floor(math.pi / 2 * 2**7) / 2**7)
-_HALF_PI_MIDDLE = tl.constexpr(math.floor((math.pi / 2 - _HALF_PI_HIGH.value) * 2**21) / 2**21)
-_HALF_PI_LOW = tl.constexpr(math.pi / 2 - _HALF_PI_HIGH.value - _HALF_PI_MIDDLE.value)
-_QUADRANTS = tl.constexpr(2 / math.pi)
-
-
-@triton.jit
-def _sine_cosine(angle):
-    """Both from one reduction to [-pi/4, pi/4] and two Taylor polynomials.
-
-    In float32 about two units in the last place for angles below 25000, and a third of the work of two
-    calls that must be ready for any angle.
-    """
-    if angle.dtype == tl.float64:
-        return tl.sin(angle), tl.cos(angle)
-    quadrant = tl.floor(angle * _QUADRANTS + 0.5)
-    rest = angle - quadrant * _HALF_PI_HIGH - quadrant * _HALF_PI_MIDDLE - quadrant * _HALF_PI_LOW
-    square = rest * rest
-    sine = rest + rest * square * (-1 / 6 + square * (1 / 120 + square * (-1 / 5040 + square * (1 / 362880))))
-    cosine = 1 + square * (-1 / 2 + square * (1 / 24 + square * (-1 / 720 + square * (1 / 40320))))
-    turn = quadrant.to(tl.int32)
-    swapped = (turn & 1) != 0
-    sine_part, cosine_part = tl.where(swapped, cosine, sine), tl.where(swapped, sine, cosine)
-    return (
-        tl.where((turn & 2) != 0, -sine_part, sine_part),
-        tl.where(((turn + 1) & 2) != 0, -cosine_part, cosine_part),
-    )
+from detr_fast.kernels.sine import frequencies, sine_cosine
 
 
 @triton.jit
@@ -65,9 +37,9 @@ def _store_axis(
     PAIRS: tl.constexpr = NUM_FEATS // 2
     for start in range(0, PAIRS, BLOCK_P):
         pair = start + tl.arange(0, BLOCK_P)
-        frequency = tl.exp2(pair.to(position.dtype) * (-2 * LOG2_TEMPERATURE / NUM_FEATS))  # [P]
+        frequency = frequencies(pair, position.dtype, NUM_FEATS, LOG2_TEMPERATURE)  # [P]
         if CHANNELS_LAST:
-            sine, cosine = _sine_cosine(position[:, None] * frequency[None, :])  # [W,P]
+            sine, cosine = sine_cosine(position[:, None] * frequency[None, :], True)  # [W,P]
             cell_ptr = out_ptr + cell[:, None] * cell_stride
             if INTERLEAVE:
                 channel = 2 * start + tl.arange(0, 2 * BLOCK_P)
@@ -81,7 +53,7 @@ def _store_axis(
                 tl.store(cell_ptr + pair[None, :], sine, mask=stored)
                 tl.store(cell_ptr + PAIRS + pair[None, :], cosine, mask=stored)
         else:
-            sine, cosine = _sine_cosine(frequency[:, None] * position[None, :])  # [P,W]
+            sine, cosine = sine_cosine(frequency[:, None] * position[None, :], True)  # [P,W]
             stored = (pair < PAIRS)[:, None] & inside[None, :]
             if INTERLEAVE:
                 sine_channel, cosine_channel = 2 * pair, 2 * pair + 1

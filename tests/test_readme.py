@@ -23,4 +23,5 @@ def test_the_examples_of_the_ops_run():
         assert all(loss.shape == (2,) and loss.isfinite().all() for loss in names["losses"].values())
     assert shapes == [[2, 3], [2, 3], [2, 3, 3], [2, 3, 3]]
     assert names["boxes"].shape == (2, 2, 15, 4)
+    assert names["embedding"].shape == (2, 2, 5, 512)
     assert (names["track"].tolist(), names["detection"].tolist()) == ([0, 1], [1, 0])

@@ -6,7 +6,7 @@ from detr_fast.ops.match_cost import match_cost
 from detr_fast.ops.matched_pairs import matched_pairs
 from detr_fast.ops.pairwise_box import pairwise_box_iou, pairwise_box_l1
 from detr_fast.ops.set_loss import set_loss, weighted_set_loss
-from detr_fast.ops.sine_position_encoding import sine_position_encoding
+from detr_fast.ops.sine_position_encoding import sine_coordinate_embedding, sine_position_encoding
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.verify_assignment import AssignmentProof, verify_assignment
 from detr_fast.ops.weights import LossWeights, MatchWeights
@@ -25,6 +25,7 @@ __all__ = [
     "pairwise_box_iou",
     "pairwise_box_l1",
     "set_loss",
+    "sine_coordinate_embedding",
     "sine_position_encoding",
     "use_backend",
     "verify_assignment",

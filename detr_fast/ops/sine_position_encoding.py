@@ -1,12 +1,13 @@
-"""Sine position encoding of a padding mask, as DETR and its descendants use it."""
+"""Sine position encoding of a padding mask or of given coordinates, as DETR and its descendants use it."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from detr_fast.ops.backends import Column, Functions, reference, triton
 
@@ -33,7 +34,7 @@ def sine_position_encoding(
     Args:
         mask: True where a cell is padding.
         num_feats: features F per axis, even.
-        temperature: base of the geometric sequence of wavelengths.
+        temperature: base of the geometric sequence of wavelengths, above 0.
         normalize: map each axis of the valid area to ``[0, scale]``.
         scale: length of a normalised axis, in radians.
         eps: added to the divisor of the normalisation.
@@ -51,10 +52,7 @@ def sine_position_encoding(
     """
     if mask.dim() != 3 or mask.dtype != torch.bool:
         raise ValueError(f"mask must be bool [B,H,W], True = padding; got {mask.dtype} {list(mask.shape)}")
-    if num_feats < 2 or num_feats % 2:
-        raise ValueError(
-            f"num_feats is counted per axis, in pairs of sine and cosine; it must be even, got {num_feats}"
-        )
+    _check_wavelengths(num_feats, temperature)
     if layout not in ("bchw", "blc"):
         raise ValueError(f"layout must be 'bchw' or 'blc', got {layout!r}")
     run = COLUMN.choose(mask.device, backend).load()["sine_position_encoding"]
@@ -70,6 +68,61 @@ def sine_position_encoding(
         layout=layout,
         interleave=interleave,
     )
+
+
+def sine_coordinate_embedding(
+    coordinates: Tensor,  # [...,D]
+    num_feats: int = 128,
+    *,
+    temperature: float = 10000.0,
+    scale: float = 2 * math.pi,
+    order: Literal["yxwh", "xywh"] = "yxwh",
+    backend: str | None = None,
+) -> Tensor:  # [...,D*F]
+    """Embed each coordinate in sines and cosines, such as the reference points and boxes of a decoder's queries.
+
+    Feature 2k of a coordinate c is ``sin(c * scale / temperature ** (2k / num_feats))``, feature 2k + 1 its cosine:
+    the formula of :func:`sine_position_encoding` at any place. Differentiable in the coordinates; backends other
+    than the reference once only.
+
+    Args:
+        coordinates: floating point, D of them, x and y first: (x), (x, y) or (x, y, w, h), fractions of the image
+            as a rule. Computed in float32, or in float64 where they are; the result has their dtype.
+        num_feats: features F per coordinate, even.
+        temperature: base of the geometric sequence of wavelengths, above 0.
+        scale: radians per unit of the coordinates.
+        order: of the coordinates' blocks in the result. ``"yxwh"`` puts y before x, as in Conditional DETR
+            (https://arxiv.org/abs/2108.06152), DAB-DETR, DINO's decoder, and Grounding DINO; ``"xywh"`` keeps
+            the order they have, as in Deformable DETR's two stages (https://arxiv.org/abs/2010.04159).
+        backend: a backend by name, or None for the fastest.
+
+    Raises:
+        ValueError: the coordinates are not floating point [...,D], or an option is out of its range.
+        BackendError: the backend asked for cannot run here.
+    """
+    if coordinates.dim() < 1 or coordinates.shape[-1] < 1 or not coordinates.is_floating_point():
+        raise ValueError(
+            f"coordinates must be floating point [...,D], got {coordinates.dtype} {list(coordinates.shape)}"
+        )
+    _check_wavelengths(num_feats, temperature)
+    if order not in ("yxwh", "xywh"):
+        raise ValueError(f"order must be 'yxwh' or 'xywh', got {order!r}")
+    options = {"num_feats": num_feats, "temperature": temperature, "scale": scale, "order": order}
+    functions = COLUMN.select(coordinates.device, backend)
+    if "sine_coordinate_embedding" in functions:
+        return functions["sine_coordinate_embedding"](coordinates, **options)
+    return _SineCoordinateEmbedding.apply(coordinates, functions, options)
+
+
+def _check_wavelengths(num_feats: int, temperature: float) -> None:
+    if num_feats < 2 or num_feats % 2:
+        raise ValueError(
+            f"num_feats is counted per axis, in pairs of sine and cosine; it must be even, got {num_feats}"
+        )
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature is the base of the wavelengths; it must be finite and above 0, got {temperature}"
+        )
 
 
 def sine_position_encoding_reference(
@@ -95,26 +148,62 @@ def sine_position_encoding_reference(
     else:
         y, x = y + offset, x + offset
 
-    pair = torch.arange(num_feats // 2, dtype=compute, device=mask.device)
-    wavelength = temperature ** (2 * pair / num_feats)  # [F/2]
-
-    def encode(position: Tensor) -> Tensor:  # [B,H,W] -> [B,H,W,F]
-        angle = position[..., None] / wavelength
-        if interleave:
-            return torch.stack((angle.sin(), angle.cos()), -1).flatten(-2)
-        return torch.cat((angle.sin(), angle.cos()), -1)
-
-    encoding = torch.cat((encode(y), encode(x)), -1).to(dtype)  # [B,H,W,2F]
+    encoding = _encode(torch.stack((y, x), -1), num_feats, temperature, interleave).to(dtype)  # [B,H,W,2F]
     return encoding.permute(0, 3, 1, 2).contiguous() if layout == "bchw" else encoding.flatten(1, 2)
 
 
-def _load_triton() -> Functions:
-    from detr_fast.kernels.sine_position_encoding import sine_position_encoding
+def sine_coordinate_embedding_reference(
+    coordinates: Tensor, num_feats: int, *, temperature: float, scale: float, order: str
+) -> Tensor:
+    position = coordinates.to(torch.promote_types(coordinates.dtype, torch.float32)) * scale
+    if order == "yxwh":
+        position = torch.cat((position[..., :2].flip(-1), position[..., 2:]), -1)
+    return _encode(position, num_feats, temperature, interleave=True).to(coordinates.dtype)
 
-    return {"sine_position_encoding": sine_position_encoding}
+
+def _encode(position: Tensor, num_feats: int, temperature: float, interleave: bool) -> Tensor:  # [...,D] -> [...,D*F]
+    pair = torch.arange(num_feats // 2, dtype=position.dtype, device=position.device)
+    angle = position[..., None] / temperature ** (2 * pair / num_feats)  # [...,D,F/2]
+    if interleave:
+        return torch.stack((angle.sin(), angle.cos()), -1).flatten(-3)
+    return torch.cat((angle.sin(), angle.cos()), -1).flatten(-2)
+
+
+class _SineCoordinateEmbedding(torch.autograd.Function):
+    """The two functions of a backend that autograd cannot look into."""
+
+    @staticmethod
+    def forward(ctx: Any, coordinates: Tensor, functions: Functions, options: dict[str, Any]) -> Tensor:
+        ctx.save_for_backward(coordinates)
+        ctx.functions, ctx.options = functions, options
+        return functions["sine_coordinate_embedding_forward"](coordinates, **options)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (coordinates,) = ctx.saved_tensors
+        return ctx.functions["sine_coordinate_embedding_backward"](grad, coordinates, **ctx.options), None, None
+
+
+def _load_triton() -> Functions:
+    from detr_fast.kernels import sine_coordinate_embedding, sine_position_encoding
+
+    return {
+        "sine_position_encoding": sine_position_encoding.sine_position_encoding,
+        "sine_coordinate_embedding_forward": sine_coordinate_embedding.sine_coordinate_embedding_forward,
+        "sine_coordinate_embedding_backward": sine_coordinate_embedding.sine_coordinate_embedding_backward,
+    }
 
 
 COLUMN = Column(
     "sine_position_encoding",
-    [triton(_load_triton), reference({"sine_position_encoding": sine_position_encoding_reference})],
+    [
+        triton(_load_triton),
+        reference(
+            {
+                "sine_position_encoding": sine_position_encoding_reference,
+                "sine_coordinate_embedding": sine_coordinate_embedding_reference,
+            }
+        ),
+    ],
 )

@@ -34,6 +34,11 @@ from detr_fast.kernels.pairwise_box import (
 from detr_fast.kernels.set_loss import launch_options as set_loss_options
 from detr_fast.kernels.set_loss import loss_weights, reduce_options
 from detr_fast.kernels.set_loss_kernels import set_loss_bwd_kernel, set_loss_fwd_kernel, set_loss_reduce_kernel
+from detr_fast.kernels.sine_coordinate_embedding import constants as coordinate_constants
+from detr_fast.kernels.sine_coordinate_embedding import (
+    sine_coordinate_embedding_bwd_kernel,
+    sine_coordinate_embedding_fwd_kernel,
+)
 from detr_fast.kernels.sine_position_encoding import sine_position_encoding_kernel
 from detr_fast.ops.weights import LossWeights, MatchWeights
 
@@ -70,6 +75,28 @@ def _sine(name: str, dtype: str, ceiling: int, **constexprs: Any) -> KernelCase:
     }
     signature = {"mask_ptr": "*i1", "out_ptr": f"*{dtype}", "height": "i32", "width": "i32"}
     return KernelCase(f"sine {name}", sine_position_encoding_kernel, signature, constants, 4, ceiling)
+
+
+def _coordinates(num_coordinates: int, num_feats: int, dtype: str, ceilings: tuple[int, int]) -> list[KernelCase]:
+    constants = coordinate_constants(num_coordinates, num_feats, 10000.0, 6.283185307179586, "yxwh", torch.float32)
+    name = f"coordinates {num_coordinates} {dtype}"
+    coordinates, strides = {"coordinates_ptr": f"*{dtype}"}, {"row_stride": "i32", "coordinate_stride": "i32"}
+    forward = {**coordinates, "out_ptr": f"*{dtype}", **strides, "num_blocks": "i32"}
+    backward = {
+        **coordinates,
+        "grad_ptr": f"*{dtype}",
+        "grad_coordinates_ptr": f"*{dtype}",
+        **strides,
+        "grad_row_stride": "i32",
+        "num_blocks": "i32",
+    }
+    contiguous = {"grad_feature_stride": 1}  # a stride of 1 is a constant to Triton
+    return [
+        KernelCase(f"{name} forward", sine_coordinate_embedding_fwd_kernel, forward, constants, 4, ceilings[0]),
+        KernelCase(
+            f"{name} backward", sine_coordinate_embedding_bwd_kernel, backward, constants | contiguous, 4, ceilings[1]
+        ),
+    ]
 
 
 def _pairwise(kind: str, centres: bool, eps: float, ceilings: tuple[int, int]) -> list[KernelCase]:
@@ -159,6 +186,8 @@ CASES = [
     _sine("bchw fp32", "fp32", 80),
     _sine("blc fp32", "fp32", 48, CHANNELS_LAST=True, BLOCK_W=16, BLOCK_P=64),
     _sine("blc bf16 apart", "bf16", 64, CHANNELS_LAST=True, INTERLEAVE=False, BLOCK_W=16, BLOCK_P=64),
+    *_coordinates(4, 128, "fp32", (80, 80)),
+    *_coordinates(2, 256, "bf16", (80, 104)),
     *_pairwise("iou", False, 0.0, (80, 128)),
     *_pairwise("giou", True, 1e-6, (96, 168)),
     *_pairwise("l1", False, 0.0, (64, 96)),
