@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -109,10 +110,10 @@ def sine_coordinate_embedding_bwd_kernel(
     tl.store(grad_coordinates_ptr, tl.sum(total, 1) * SCALE, mask=inside)
 
 
-def sine_coordinate_embedding_forward(
-    coordinates: Tensor, num_feats: int, *, temperature: float, scale: float, order: str
+def sine_coordinate_embedding(
+    coordinates: Tensor, num_feats: int, temperature: float, scale: float, order: str
 ) -> Tensor:
-    """[...,D] -> [...,D*F], of the coordinates' dtype; nothing for autograd."""
+    """[...,D] -> [...,D*F], of the coordinates' dtype."""
     num_coordinates = coordinates.shape[-1]
     shape = (*coordinates.shape[:-1], num_coordinates * num_feats)
     out = torch.empty(shape, dtype=coordinates.dtype, device=coordinates.device)
@@ -127,9 +128,16 @@ def sine_coordinate_embedding_forward(
 
 
 def sine_coordinate_embedding_backward(
-    grad: Tensor, coordinates: Tensor, num_feats: int, *, temperature: float, scale: float, order: str
-) -> Tensor:
-    """The gradient [...,D*F] of an embedding -> that of its coordinates [...,D]."""
+    grads: Sequence[Tensor],  # [...,D*F]
+    needed: Sequence[bool],
+    coordinates: Tensor,
+    num_feats: int,
+    temperature: float,
+    scale: float,
+    order: str,
+) -> tuple[Tensor]:
+    """The gradient of the coordinates [...,D]."""
+    (grad,) = grads
     grad_coordinates = torch.empty(coordinates.shape, dtype=coordinates.dtype, device=coordinates.device)
     if coordinates.numel():
         num_coordinates = coordinates.shape[-1]
@@ -139,7 +147,7 @@ def sine_coordinate_embedding_backward(
             sine_coordinate_embedding_bwd_kernel[(triton.cdiv(rows.numel(), options["BLOCK_N"]),)](
                 rows, grad_rows, grad_coordinates, *rows.stride(), *grad_rows.stride(), rows.numel(), **options
             )
-    return grad_coordinates
+    return (grad_coordinates,)
 
 
 def constants(

@@ -138,7 +138,6 @@ def sine_position_encoding_kernel(
 def sine_position_encoding(
     mask: Tensor,
     num_feats: int,
-    *,
     temperature: float,
     normalize: bool,
     scale: float,

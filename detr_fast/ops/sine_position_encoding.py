@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from detr_fast.ops.backends import Column, Functions, reference, triton
+from detr_fast.ops.library import Op
 
 
 def sine_position_encoding(
@@ -55,18 +55,8 @@ def sine_position_encoding(
     _check_wavelengths(num_feats, temperature)
     if layout not in ("bchw", "blc"):
         raise ValueError(f"layout must be 'bchw' or 'blc', got {layout!r}")
-    run = COLUMN.choose(mask.device, backend).load()["sine_position_encoding"]
-    return run(
-        mask,
-        num_feats,
-        temperature=temperature,
-        normalize=normalize,
-        scale=scale,
-        eps=eps,
-        offset=offset,
-        dtype=dtype,
-        layout=layout,
-        interleave=interleave,
+    return ENCODING(
+        mask, num_feats, temperature, normalize, scale, eps, offset, dtype, layout, interleave, backend=backend
     )
 
 
@@ -107,11 +97,7 @@ def sine_coordinate_embedding(
     _check_wavelengths(num_feats, temperature)
     if order not in ("yxwh", "xywh"):
         raise ValueError(f"order must be 'yxwh' or 'xywh', got {order!r}")
-    options = {"num_feats": num_feats, "temperature": temperature, "scale": scale, "order": order}
-    functions = COLUMN.select(coordinates.device, backend)
-    if "sine_coordinate_embedding" in functions:
-        return functions["sine_coordinate_embedding"](coordinates, **options)
-    return _SineCoordinateEmbedding.apply(coordinates, functions, options)
+    return EMBEDDING(coordinates, num_feats, temperature, scale, order, backend=backend)
 
 
 def _check_wavelengths(num_feats: int, temperature: float) -> None:
@@ -128,7 +114,6 @@ def _check_wavelengths(num_feats: int, temperature: float) -> None:
 def sine_position_encoding_reference(
     mask: Tensor,
     num_feats: int,
-    *,
     temperature: float,
     normalize: bool,
     scale: float,
@@ -153,7 +138,7 @@ def sine_position_encoding_reference(
 
 
 def sine_coordinate_embedding_reference(
-    coordinates: Tensor, num_feats: int, *, temperature: float, scale: float, order: str
+    coordinates: Tensor, num_feats: int, temperature: float, scale: float, order: str
 ) -> Tensor:
     position = coordinates.to(torch.promote_types(coordinates.dtype, torch.float32)) * scale
     if order == "yxwh":
@@ -169,28 +154,12 @@ def _encode(position: Tensor, num_feats: int, temperature: float, interleave: bo
     return torch.cat((angle.sin(), angle.cos()), -1).flatten(-2)
 
 
-class _SineCoordinateEmbedding(torch.autograd.Function):
-    """The two functions of a backend that autograd cannot look into."""
-
-    @staticmethod
-    def forward(ctx: Any, coordinates: Tensor, functions: Functions, options: dict[str, Any]) -> Tensor:
-        ctx.save_for_backward(coordinates)
-        ctx.functions, ctx.options = functions, options
-        return functions["sine_coordinate_embedding_forward"](coordinates, **options)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (coordinates,) = ctx.saved_tensors
-        return ctx.functions["sine_coordinate_embedding_backward"](grad, coordinates, **ctx.options), None, None
-
-
 def _load_triton() -> Functions:
     from detr_fast.kernels import sine_coordinate_embedding, sine_position_encoding
 
     return {
         "sine_position_encoding": sine_position_encoding.sine_position_encoding,
-        "sine_coordinate_embedding_forward": sine_coordinate_embedding.sine_coordinate_embedding_forward,
+        "sine_coordinate_embedding": sine_coordinate_embedding.sine_coordinate_embedding,
         "sine_coordinate_embedding_backward": sine_coordinate_embedding.sine_coordinate_embedding_backward,
     }
 
@@ -206,4 +175,43 @@ COLUMN = Column(
             }
         ),
     ],
+)
+
+
+def _fake_encoding(mask: Tensor, num_feats: int, *options: Any) -> Tensor:
+    *_, dtype, layout, _ = options
+    batch, height, width = mask.shape
+    blc, bchw = (batch, height * width, 2 * num_feats), (batch, 2 * num_feats, height, width)
+    return mask.new_empty(blc if layout == "blc" else bchw, dtype=dtype)
+
+
+def _fake_embedding(coordinates: Tensor, num_feats: int, *options: Any) -> Tensor:
+    return coordinates.new_empty((*coordinates.shape[:-1], coordinates.shape[-1] * num_feats))
+
+
+ENCODING = Op(
+    COLUMN,
+    "sine_position_encoding",
+    {
+        "mask": "Tensor",
+        "num_feats": "int",
+        "temperature": "float",
+        "normalize": "bool",
+        "scale": "float",
+        "eps": "float",
+        "offset": "float",
+        "dtype": "ScalarType",
+        "layout": "str",
+        "interleave": "bool",
+    },
+    "Tensor",
+    _fake_encoding,
+)
+EMBEDDING = Op(
+    COLUMN,
+    "sine_coordinate_embedding",
+    {"coordinates": "Tensor", "num_feats": "int", "temperature": "float", "scale": "float", "order": "str"},
+    "Tensor",
+    _fake_embedding,
+    differentiable=1,
 )

@@ -76,6 +76,15 @@ def test_opcheck_of_pairwise_box(kind):
     _check("pairwise_box", a, b, kind, True, 0.0, "triton")
 
 
+def test_opcheck_of_sine_position_encoding():
+    options = 10000.0, True, 6.28, 1e-6, 0.0, torch.bfloat16
+    for layout in ("bchw", "blc"):
+        _check("sine_position_encoding", torch.rand(2, 3, 5) > 0.6, 6, *options, layout, True, "triton")
+    for shape in ((2, 3, 4), (5,)):
+        coordinates = torch.rand(shape, requires_grad=True)
+        _check("sine_coordinate_embedding", coordinates, 6, 10000.0, 6.28, "yxwh", "triton")
+
+
 def _steps(predictions: tuple[Tensor, Tensor], run, targets: Targets) -> list[Tensor]:
     total = run(*predictions, targets)
     return [total, *torch.autograd.grad(total, predictions)]
