@@ -19,13 +19,14 @@ def launch_kernels(device: torch.device) -> None:
         for layout in ("bchw", "blc"):
             ops.sine_position_encoding(mask, 16, layout=layout)
         leaf = boxes[0].clone().requires_grad_()
+        ops.sine_coordinate_embedding(leaf, 16).sum().backward()
         (ops.pairwise_box_iou(leaf, leaf, kind="giou").sum() + ops.pairwise_box_l1(leaf, leaf).sum()).backward()
         for preset in ("detr", "deformable"):
             leaves = logits.clone().requires_grad_(), boxes.clone().requires_grad_()
             cost = ops.match_cost(*leaves, targets, weights=getattr(MatchWeights, preset)())
             index = ops.batch_linear_sum_assignment(cost, targets)
-            losses = ops.set_loss(*leaves, targets, index, weights=getattr(LossWeights, preset)())
-            sum(loss.sum() for loss in losses.values()).backward()
+            total, _ = ops.weighted_set_loss(*leaves, targets, index, weights=getattr(LossWeights, preset)())
+            total.backward()
     from detr_fast.kernels import faults
 
     faults.raise_faults()

@@ -1,4 +1,4 @@
-"""Cross-entropy and focal loss inside kernels, and their gradients."""
+"""Class losses inside kernels, and their gradients, number for number as in detr_fast.ops.class_loss."""
 
 from __future__ import annotations
 
@@ -44,16 +44,40 @@ def cross_entropy_grad(logits, is_label):
 
 
 @triton.jit
-def focal_loss(logits, is_label, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
-    """Of every logit (https://arxiv.org/abs/1708.02002): [N,C]"""
-    _, miss, minus_log_hit = binary_terms(tl.where(is_label, logits, -logits))
-    loss = _power(miss, GAMMA) * minus_log_hit
-    return tl.where(is_label, ALPHA * loss, (1 - ALPHA) * loss)
+def sigmoid_loss(logits, is_label, iou, LOSS: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
+    """Of every logit, [N,C]; LOSS is "focal", "varifocal" or "ia_bce"; iou, [N,1], is that of the row's match."""
+    if LOSS == "focal":
+        _, miss, minus_log_hit = binary_terms(tl.where(is_label, logits, -logits))
+        loss = _power(miss, GAMMA) * minus_log_hit
+        loss = tl.where(is_label, ALPHA * loss, (1 - ALPHA) * loss)
+    else:
+        _, p, softplus = binary_terms(-logits)
+        if LOSS == "varifocal":
+            loss = tl.where(is_label, iou * (softplus - iou * logits), ALPHA * _power(p, GAMMA) * softplus)
+        else:
+            loss = tl.where(is_label, softplus - _blend(p, iou, ALPHA) * logits, _power(p, GAMMA) * softplus)
+    return loss
 
 
 @triton.jit
-def focal_loss_grad(logits, is_label, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
+def sigmoid_loss_grad(logits, is_label, iou, LOSS: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
     """[N,C]"""
-    hit, miss, minus_log_hit = binary_terms(tl.where(is_label, logits, -logits))
-    slope = _power(miss, GAMMA) * (GAMMA * hit * minus_log_hit + miss)
-    return tl.where(is_label, -ALPHA * slope, (1 - ALPHA) * slope)
+    if LOSS == "focal":
+        hit, miss, minus_log_hit = binary_terms(tl.where(is_label, logits, -logits))
+        slope = _power(miss, GAMMA) * (GAMMA * hit * minus_log_hit + miss)
+        grad = tl.where(is_label, -ALPHA * slope, (1 - ALPHA) * slope)
+    else:
+        rest, p, softplus = binary_terms(-logits)
+        if LOSS == "varifocal":  # the weight of a negative has no gradient
+            grad = tl.where(is_label, iou * (p - iou), ALPHA * _power(p, GAMMA) * p)
+        else:
+            of_negative = _power(p, GAMMA) * (GAMMA * rest * softplus + p)
+            grad = tl.where(is_label, p - _blend(p, iou, ALPHA), of_negative)
+    return grad
+
+
+@triton.jit
+def _blend(p, iou, ALPHA: tl.constexpr):
+    """What a positive's score ought to be, between score and IoU; it has no gradient."""
+    quality = _power(p, ALPHA) * _power(iou, 1 - ALPHA)
+    return tl.where(quality < 0.01, 0.01, quality)

@@ -53,7 +53,7 @@ def set_loss(
             total,
             num_layers,
             partial.shape[2],
-            SOFTMAX=options["SOFTMAX"],
+            SOFTMAX=weights.class_loss == "softmax",
             ON_DEVICE=isinstance(divisors[0], Tensor),
             DTYPE=options["DTYPE"],
             **loss_weights(weights),
@@ -138,7 +138,7 @@ def launch_options(num_queries: int, num_classes: int, weights: LossWeights, dty
     """Compile-time numbers of the forward and the backward kernel."""
     block_c = triton.next_power_of_2(num_classes)
     return {
-        "SOFTMAX": weights.class_loss == "softmax",
+        "CLASS_LOSS": weights.class_loss,
         "NO_OBJECT": weights.no_object,
         "ALPHA": weights.focal_alpha,
         "GAMMA": weights.focal_gamma,
@@ -154,4 +154,4 @@ def launch_options(num_queries: int, num_classes: int, weights: LossWeights, dty
 def reduce_options(num_layers: int) -> dict[str, int]:
     """Block sizes and warps of the reducing kernel: all layers' losses at a time."""
     block_l = triton.next_power_of_2(max(1, 3 * num_layers))
-    return {"BLOCK_L": block_l, "BLOCK_P": max(1, min(256, 8192 // block_l)), "num_warps": 8}
+    return {"BLOCK_L": block_l, "BLOCK_P": max(1, min(256, 4096 // block_l)), "num_warps": 8}

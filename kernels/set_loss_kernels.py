@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from detr_fast.kernels.box import box_iou, box_iou_grad, corners, l1, load_box
-from detr_fast.kernels.class_loss import cross_entropy, cross_entropy_grad, focal_loss, focal_loss_grad
+from detr_fast.kernels.class_loss import cross_entropy, cross_entropy_grad, sigmoid_loss, sigmoid_loss_grad
 from detr_fast.kernels.faults import LABEL_OUT_OF_RANGE, report_fault
 
 _LABEL_OUT_OF_RANGE: tl.constexpr = tl.constexpr(LABEL_OUT_OF_RANGE)
@@ -64,6 +64,27 @@ def _load_logits(logits_ptr, row, col, inside, num_classes, DTYPE: tl.constexpr)
     return logits.to(DTYPE)  # [BLOCK_Q,BLOCK_C]
 
 
+@triton.jit
+def _iou_of_match(
+    box_ptr,
+    target_box_ptr,
+    matched,
+    CLASS_LOSS: tl.constexpr,
+    SCALE: tl.constexpr,
+    EPS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """The IoU of each query and its target where the class loss looks at it: [BLOCK_Q]."""
+    iou = tl.zeros(matched.shape, DTYPE)
+    if CLASS_LOSS != "focal":
+        cx, cy, w, h = load_box(box_ptr, matched, DTYPE)
+        target_cx, target_cy, target_w, target_h = load_box(target_box_ptr, matched, DTYPE)
+        x0, y0, x1, y1 = _scaled_corners(cx, cy, w, h, SCALE)
+        target_x0, target_y0, target_x1, target_y1 = _scaled_corners(target_cx, target_cy, target_w, target_h, SCALE)
+        iou = box_iou(x0, y0, x1, y1, target_x0, target_y0, target_x1, target_y1, False, EPS)
+    return iou
+
+
 @triton.jit(do_not_specialize=_COUNTS)
 def set_loss_fwd_kernel(
     logits_ptr,  # [L,B,Q,C]
@@ -79,7 +100,7 @@ def set_loss_fwd_kernel(
     num_classes,
     num_targets,
     num_groups,
-    SOFTMAX: tl.constexpr,
+    CLASS_LOSS: tl.constexpr,
     NO_OBJECT: tl.constexpr,
     ALPHA: tl.constexpr,
     GAMMA: tl.constexpr,
@@ -90,6 +111,7 @@ def set_loss_fwd_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Sums of the three losses over a block of an image's queries, not yet divided."""
+    SOFTMAX: tl.constexpr = CLASS_LOSS == "softmax"
     layer, image, query, row = _rows(num_images, num_queries, BLOCK_Q)
     first_target = tl.load(offsets_ptr + image)
     last_target = tl.load(offsets_ptr + image + 1)
@@ -111,7 +133,8 @@ def set_loss_fwd_kernel(
         class_loss = cross_entropy(logits, col[None, :] == label[:, None])
         class_loss = tl.where(query < num_queries, tl.where(matched, class_loss, NO_OBJECT * class_loss), 0)
     else:
-        loss = focal_loss(logits, col[None, :] == label[:, None], ALPHA, GAMMA)
+        iou = _iou_of_match(boxes_ptr + row * 4, target_boxes_ptr + target * 4, matched, CLASS_LOSS, SCALE, EPS, DTYPE)
+        loss = sigmoid_loss(logits, col[None, :] == label[:, None], iou[:, None], CLASS_LOSS, ALPHA, GAMMA)
         class_loss = tl.sum(tl.where(inside, loss, 0), 1)
 
     cx, cy, w, h = load_box(boxes_ptr + row * 4, matched, DTYPE)
@@ -200,7 +223,7 @@ def set_loss_bwd_kernel(
     LOSS_BBOX: tl.constexpr,
     LOSS_GIOU: tl.constexpr,
     ON_DEVICE: tl.constexpr,
-    SOFTMAX: tl.constexpr,
+    CLASS_LOSS: tl.constexpr,
     NO_OBJECT: tl.constexpr,
     ALPHA: tl.constexpr,
     GAMMA: tl.constexpr,
@@ -211,6 +234,7 @@ def set_loss_bwd_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Both gradients of a block of an image's queries, each element written once."""
+    SOFTMAX: tl.constexpr = CLASS_LOSS == "softmax"
     layer, image, query, row = _rows(num_images, num_queries, BLOCK_Q)
     first_target = tl.load(offsets_ptr + image)
     last_target = tl.load(offsets_ptr + image + 1)
@@ -234,7 +258,9 @@ def set_loss_bwd_kernel(
         grad = cross_entropy_grad(logits, col[None, :] == label[:, None])
         grad *= tl.where(matched, grad_ce, NO_OBJECT * grad_ce)[:, None]
     else:
-        grad = focal_loss_grad(logits, col[None, :] == label[:, None], ALPHA, GAMMA) * grad_ce
+        iou = _iou_of_match(boxes_ptr + row * 4, target_boxes_ptr + target * 4, matched, CLASS_LOSS, SCALE, EPS, DTYPE)
+        is_label = col[None, :] == label[:, None]
+        grad = sigmoid_loss_grad(logits, is_label, iou[:, None], CLASS_LOSS, ALPHA, GAMMA) * grad_ce
     tl.store(grad_logits_ptr + row[:, None] * num_classes + col[None, :], grad, mask=inside)
 
     cx, cy, w, h = load_box(boxes_ptr + row * 4, matched, DTYPE)

@@ -7,7 +7,7 @@ tensors at hand; the first that has nothing to say is taken, unless one was aske
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -101,14 +101,14 @@ class Column:
 COLUMNS: dict[str, Column] = {}
 
 
-def reference(functions: Functions, variants: Iterable[str] = ()) -> Backend:
+def reference(functions: Functions) -> Backend:
     """A backend in plain PyTorch: runs on any device."""
-    return Backend("reference", lambda: functions, lambda device: None, frozenset(variants), plain=True)
+    return Backend("reference", lambda: functions, lambda device: None, plain=True)
 
 
-def extension(functions: Functions, variants: Iterable[str] = ()) -> Backend:
+def extension(functions: Functions) -> Backend:
     """A backend in C++: on the CPU, with tensors as NumPy arrays."""
-    return Backend("cpp", lambda: functions, _extension_unavailable, frozenset(variants))
+    return Backend("cpp", lambda: functions, _extension_unavailable)
 
 
 def _extension_unavailable(device: torch.device) -> str | None:

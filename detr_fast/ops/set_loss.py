@@ -16,7 +16,7 @@ from detr_fast.ops.match_cost import arrays_of, check_predictions, rows_of
 from detr_fast.ops.normalizers import at_least, count_boxes, count_class_weight
 from detr_fast.ops.pairwise_box import box_cxcywh_to_xyxy, box_iou, compute_dtype
 from detr_fast.ops.targets import Targets
-from detr_fast.ops.weights import IOU_AWARE, LossWeights
+from detr_fast.ops.weights import LossWeights
 
 LOSSES = ("loss_ce", "loss_bbox", "loss_giou")
 
@@ -107,10 +107,7 @@ def _run(
     if class_normalizer is None:
         class_weight = count_class_weight(targets, num_queries, weights, groups=groups)
         class_normalizer = at_least(class_weight, weights.min_class_normalizer)
-    variant = weights.class_loss if weights.class_loss in IOU_AWARE else None
-    return OP(
-        logits, boxes, targets, query_index, weights, num_boxes, class_normalizer, backend=backend, variant=variant
-    )
+    return OP(logits, boxes, targets, query_index, weights, num_boxes, class_normalizer, backend=backend)
 
 
 def scatter_to_queries(
@@ -265,8 +262,8 @@ COLUMN = Column(
     "set_loss",
     [
         triton(_load_triton),
-        extension({"set_loss": set_loss_cpp, "set_loss_backward": set_loss_cpp_backward}, variants=IOU_AWARE),
-        reference({"set_loss": set_loss_reference}, variants=IOU_AWARE),
+        extension({"set_loss": set_loss_cpp, "set_loss_backward": set_loss_cpp_backward}),
+        reference({"set_loss": set_loss_reference}),
     ],
 )
 

@@ -124,7 +124,7 @@ class Targets:
 
         While a call is only recorded there is nothing to check; the op does it when it runs.
         """
-        if traced(self.labels) or 0 <= self.max_label < num_classes:
+        if traced(self.labels) or 0 <= self.max_label < num_classes or not self.num_targets:
             return
         if self.labels.device.type != "cpu":
             if self.max_label >= num_classes:

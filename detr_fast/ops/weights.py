@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-IOU_AWARE = ("varifocal", "ia_bce")  # class losses that look at the matched boxes
-
 
 @dataclass(frozen=True)
 class MatchWeights:
@@ -72,7 +70,7 @@ class LossWeights:
     box_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _one_of("class_loss", self.class_loss, ("softmax", "focal", *IOU_AWARE))
+        _one_of("class_loss", self.class_loss, ("softmax", "focal", "varifocal", "ia_bce"))
         _one_of("normalizer", self.normalizer, ("targets", "matched"))
 
     @classmethod

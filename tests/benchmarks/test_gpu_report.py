@@ -16,7 +16,6 @@ from benchmarks.gpu_checks import Check
 from benchmarks.gpu_rows import Case, Goal, Row, Sides, measure
 from benchmarks.gpu_timing import Times
 from benchmarks.launch_kernels import launch_kernels
-from detr_fast import Targets
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -76,7 +75,6 @@ def test_both_sides_agree_and_are_timed(build, more, monkeypatch):
     assert set(row.numbers) == {"ratio", "us", *more}
 
 
-@pytest.mark.skipif(not hasattr(Targets, "pad"), reason="targets cannot be padded yet")
 def test_the_step_of_the_graph_agrees():
     sides = gpu_step_cases.criterion_in_a_graph(2, 3, 12, CPU)
     sides.check()

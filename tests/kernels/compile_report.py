@@ -126,7 +126,7 @@ def _match_cost(num_classes: int, dtype: str, weights: MatchWeights, ceiling: in
     targets = {"labels_ptr": "*i64", "target_boxes_ptr": "*fp32", "offsets_ptr": "*i32"}
     counts = dict.fromkeys(("num_images", "num_queries", "num_targets"), "i32")
     return KernelCase(
-        f"match_cost {weights.class_cost} {num_classes} {dtype}",
+        f"match_cost {weights.class_cost} eps {weights.focal_eps} {num_classes} {dtype}",
         match_cost_kernel,
         {**predicted, **targets, "out_ptr": "*fp32", **counts},
         match_cost_constants(num_classes, weights, triton.language.float32),
@@ -205,9 +205,11 @@ CASES = [
     *_set_loss(5, "bf16", LossWeights.mmdet(), (72, 72)),
     *_set_loss(92, "fp32", LossWeights.detr(), (128, 144)),
     *_set_loss(91, "fp32", LossWeights.deformable(), (96, 144)),
+    *_set_loss(91, "fp32", LossWeights.rt_detr(), (112, 144)),
+    *_set_loss(91, "bf16", LossWeights.lw_detr(), (160, 144)),
     *_set_loss(366, "fp32", LossWeights(class_loss="focal", focal_gamma=1.5), (144, 112)),
-    _set_loss_reduce(6, 64),
-    _set_loss_reduce(13, 96),
+    _set_loss_reduce(6, 144),
+    _set_loss_reduce(13, 144),
 ]
 
 

@@ -13,6 +13,9 @@ WEIGHTS = [
     LossWeights.deformable(),
     LossWeights(class_loss="focal", focal_gamma=1.5, focal_alpha=0.6),
     LossWeights(class_loss="focal", focal_gamma=0.0),
+    LossWeights.rt_detr(),
+    LossWeights.lw_detr(),
+    LossWeights(class_loss="ia_bce", focal_alpha=0.6, focal_gamma=1.5, giou_eps=1e-3, box_scale=0.5),
     LossWeights(no_object=0.3, giou_eps=1e-3, box_scale=0.5),
 ]
 
