@@ -22,9 +22,7 @@ from detr_fast.kernels import automatic, unavailable
 Functions = Mapping[str, Callable[..., Any]]
 
 VARIABLE = "DETR_FAST_BACKEND"
-# Whether a variable is set os.environ only finds out by raising inside, which takes longer than a small problem does.
 _environment: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
-_variable_key = os.environ.encodekey(VARIABLE) if _environment is not os.environ else VARIABLE
 
 _chosen: ContextVar[Mapping[str, str]] = ContextVar("detr_fast_backends", default={})  # noqa: B039  (never changed in place)
 
@@ -76,12 +74,13 @@ class Column:
             if reason := found.refusal(device, variant):
                 raise BackendError(f"{self.name}: backend {wanted!r} cannot run on {device.type}: {reason}")
             return found
-        reasons = []
         for candidate in self.backends.values():
-            reason = candidate.refusal(device, variant)
-            if reason is None and candidate.automatic(device, work):
+            if candidate.automatic(device, work) and candidate.refusal(device, variant) is None:
                 return candidate
-            reasons.append(f"{candidate.name}: {reason or 'runs here only when asked for by name'}")
+        reasons = [
+            f"{candidate.name}: {candidate.refusal(device, variant) or 'runs here only when asked for by name'}"
+            for candidate in self.backends.values()
+        ]
         raise BackendError(f"{self.name}: no backend runs on {device.type}; " + "; ".join(reasons))
 
     def choose_name(self, device: torch.device, backend: str | None, variant: str | None, work: Any) -> str:
@@ -163,12 +162,29 @@ def use_backend(**choices: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
+def environment_key(name: str) -> Any:
+    """The key of an environment variable, for :func:`from_environment`."""
+    return os.environ.encodekey(name) if _environment is not os.environ else name
+
+
+def from_environment(name: str, key: Any) -> str | None:
+    """The value of an environment variable, None where it is not set.
+
+    That it is not set os.environ only finds out by raising inside, which takes longer than a small problem does.
+    """
+    return os.environ[name] if key in _environment else None
+
+
+_variable_key = environment_key(VARIABLE)
+
+
 def _from_environment(column: Column) -> str | None:
     """Read DETR_FAST_BACKEND: one name for every op that has it, or ``op=name`` pairs, comma-separated."""
-    if _variable_key not in _environment:
+    value = from_environment(VARIABLE, _variable_key)
+    if value is None:
         return None
     wanted = None
-    for entry in filter(None, os.environ[VARIABLE].replace(" ", "").split(",")):
+    for entry in filter(None, value.replace(" ", "").split(",")):
         op, _, backend = entry.rpartition("=")
         if op and op not in COLUMNS:
             raise BackendError(f"{VARIABLE}: there is no op {op!r}; the ops are {', '.join(COLUMNS)}")

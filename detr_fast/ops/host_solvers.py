@@ -33,12 +33,13 @@ def _on_host(solve: Callable[..., HostAnswer]) -> Callable[..., list[Tensor]]:
     ) -> list[Tensor]:
         if offsets is not None and not sizes:
             sizes = offsets.diff().tolist()
-        num_targets = sum(sizes)
-        *arrays, failures = solve(_to_host(cost[:, :num_targets]), sizes, groups, num_threads, return_duals)
+        unused = cost.shape[1] - sum(sizes)  # rows that are kept for more targets
+        kept = cost[:, :-unused] if unused else cost
+        *arrays, failures = solve(_to_host(kept), sizes, groups, num_threads, return_duals)
         if failures and not mark:
             raise ValueError(failures[0])
-        if num_targets < cost.shape[1]:  # rows that are kept for more targets
-            rest = ((0, 0), (0, 0), (0, cost.shape[1] - num_targets))
+        if unused:
+            rest = ((0, 0), (0, 0), (0, unused))
             arrays[:2] = (
                 None if x is None else np.pad(x, rest, constant_values=fill)
                 for x, fill in zip(arrays[:2], (-1, 0), strict=True)

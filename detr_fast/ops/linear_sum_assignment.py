@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, overload
 
@@ -10,13 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detr_fast.ops.backends import Backend, Column, Functions, traced, triton, why_no_extension
+from detr_fast.ops.backends import (
+    Backend,
+    Column,
+    Functions,
+    environment_key,
+    from_environment,
+    traced,
+    triton,
+    why_no_extension,
+)
 from detr_fast.ops.host_solvers import CPP, SCIPY, why_no_scipy
 from detr_fast.ops.library import Op
 from detr_fast.ops.solver_choice import Work, on_device
 from detr_fast.ops.targets import Targets, offsets_of
 
 CPU = torch.device("cpu")
+THREADS = "DETR_FAST_NUM_THREADS"
+_threads_key = environment_key(THREADS)
 
 
 class Assignment(NamedTuple):
@@ -159,9 +169,11 @@ def _problems(
 
 
 def _threads_from_environment() -> int:
-    value = os.environ.get("DETR_FAST_NUM_THREADS", "1")
+    value = from_environment(THREADS, _threads_key)
+    if value is None:
+        return 1
     if not value.isdecimal():
-        raise ValueError(f"DETR_FAST_NUM_THREADS must be a number, got {value!r}")
+        raise ValueError(f"{THREADS} must be a number, got {value!r}")
     return int(value)
 
 
