@@ -63,10 +63,11 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", [*FAMILIES, "forbidden"])
 def test_same_indices_as_scipy(solve, family):
+    """Two hundred problems of each family, down to no targets and up to twice as many as queries."""
     rng = np.random.default_rng(len(family))
-    for queries in (1, 6, 11):
-        sizes = [1, 0, 3, queries - 1, queries, queries + 1, 2 * queries]
-        cost = FAMILIES.get(family, FAMILIES["uniform"])(rng, (1, sum(sizes), queries))
+    for layers, queries in ((5, 1), (5, 2), (5, 3), (4, 4), (1, 6), (1, 11)):
+        sizes = [0, 1, queries - 1, queries, queries + 1, 2 * queries, *rng.integers(0, 2 * queries, 4).tolist()]
+        cost = FAMILIES.get(family, FAMILIES["uniform"])(rng, (layers, sum(sizes), queries))
         cost = torch.from_numpy(_forbid(cost, sizes, rng) if family == "forbidden" else cost)
         assert torch.equal(solve(cost, sizes), _scipy(cost, sizes)), queries
 
