@@ -1,147 +1,23 @@
-"""Matcher and criterion of other people's detectors, unpatched and patched, from predictions to gradients.
+"""Matcher and criterion of other people's detectors, unpatched and patched: ``pytest benchmarks/test_integrations.py``.
 
-``pytest benchmarks/test_integrations.py`` prints the two side by side. RF-DETR is timed where it is installed, as it is
-in the environment of ``make test-peers``.
+RF-DETR is timed in the environment of ``make test-peers``: ``.venv/peers/bin/pytest benchmarks/test_integrations.py``.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import re
-import sys
-from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
-from benchmarks.conftest import coco_like_targets
-
-COSTS = {"class_cost": 1, "bbox_cost": 5, "giou_cost": 2, "bbox_loss_coefficient": 5, "giou_loss_coefficient": 2}
-DETR = {**COSTS, "num_labels": 91, "auxiliary_loss": True, "decoder_layers": 6, "eos_coefficient": 0.1}
-RT_DETR = {
-    "num_labels": 80,
-    "auxiliary_loss": True,
-    "eos_coefficient": 0.1,
-    "use_focal_loss": True,
-    "matcher_class_cost": 2,
-    "matcher_bbox_cost": 5,
-    "matcher_giou_cost": 2,
-    "matcher_alpha": 0.25,
-    "matcher_gamma": 2.0,
-    "focal_loss_alpha": 0.75,
-    "focal_loss_gamma": 2.0,
-    "weight_loss_vfl": 1,
-    "weight_loss_bbox": 5,
-    "weight_loss_giou": 2,
-}
-FAMILIES = {
-    "DETR": ("ForObjectDetection", DETR, 92),
-    "Deformable DETR": ("DeformableDetrForObjectDetection", {**DETR, "focal_alpha": 0.25}, 91),
-    "RT-DETR": ("RTDetrForObjectDetection", RT_DETR, 80),
-    "RF-DETR": (None, {}, 91),
-}
-
-Step = Callable[[], Tensor]
-
-
-def predictions(layers: int, images: int, queries: int, num_logits: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(images)
-    shape = (layers, images, queries)
-    logits = torch.randn(*shape, num_logits, generator=generator)
-    return logits, torch.rand(*shape, 4, generator=generator) * 0.4 + 0.2
-
-
-def labels(images: int, num_classes: int, name: str) -> list[dict[str, Tensor]]:
-    targets = coco_like_targets(images, num_classes)
-    split = zip(targets.labels.split(targets.sizes), targets.boxes.split(targets.sizes), strict=True)
-    return [{name: of_image, "boxes": boxes} for of_image, boxes in split]
-
-
-def declare_torchvision() -> None:
-    """Let torchvision's wheel import beside a CPU build of torch: declare the operators that it asks for by name."""
-    while importlib.util.find_spec("torchvision"):
-        try:
-            importlib.import_module("torchvision")
-            return
-        except RuntimeError as error:
-            missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
-            if missing is None:
-                raise
-            TORCHVISION.define(f"{missing[1]}(Tensor x) -> Tensor")
-            for module in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-                del sys.modules[module]
-
-
-TORCHVISION = torch.library.Library("torchvision", "FRAGMENT")
-
-
-def transformers_steps(family: str, images: int, queries: int) -> tuple[Step, Step]:
-    """The step as transformers computes it, and as we do."""
-    pytest.importorskip("transformers", reason="transformers is not installed; it is in the extra 'test'")
-    declare_torchvision()
-    from transformers.loss.loss_utils import LOSS_MAPPING
-
-    from detr_fast.integrations.huggingface.criteria import FastLoss
-
-    name, settings, num_logits = FAMILIES[family]
-    config = SimpleNamespace(**settings)
-    logits, boxes = predictions(7 if family == "RT-DETR" else 6, images, queries, num_logits)
-    truth = labels(images, config.num_labels, "class_labels")
-
-    def step(function: Any) -> Tensor:
-        leaves = logits.detach().requires_grad_(), boxes.detach().requires_grad_()
-        if family == "RT-DETR":  # images first; the last layer stands for the encoder's
-            (x, encoder_x), (y, encoder_y) = ((leaf[:6].transpose(0, 1), leaf[6]) for leaf in leaves)
-            extra = {"enc_topk_logits": encoder_x, "enc_topk_bboxes": encoder_y}
-            loss, *_ = function(x[:, -1], truth, "cpu", y[:, -1], config, x, y, **extra)
-        else:
-            x, y = leaves
-            loss, *_ = function(x[-1], truth, "cpu", y[-1], config, x, y)
-        loss.backward()
-        return loss.detach()
-
-    theirs = LOSS_MAPPING[name]
-    ours = FastLoss(theirs, matcher=True, loss=True)
-    return lambda: step(theirs), lambda: step(ours)
-
-
-def rfdetr_steps(images: int, queries: int) -> tuple[Step, Step]:
-    if importlib.util.find_spec("rfdetr") is None:
-        pytest.skip("rfdetr is not installed; make test-peers installs it in .venv/peers")
-    declare_torchvision()
-    from detr_fast.integrations import rfdetr
-
-    logits, boxes = predictions(5, images, queries, 91)
-    truth = labels(images, 91, "labels")
-    matcher = rfdetr.HungarianMatcher(cost_class=2, cost_bbox=5, cost_giou=2)
-    losses = ["labels", "boxes", "cardinality"]
-    criterion = rfdetr.SetCriterion(91, matcher, {}, 0.25, losses, ia_bce_loss=True)
-
-    def step(prepare: Any) -> Tensor:
-        prepare(criterion)
-        leaves = zip(logits.detach().requires_grad_(), boxes.detach().requires_grad_(), strict=True)
-        each = [{"pred_logits": x, "pred_boxes": y} for x, y in leaves]
-        found = criterion(each[0] | {"aux_outputs": each[1:-1], "enc_outputs": each[-1]}, truth)
-        loss = torch.stack([value for name, value in found.items() if name.startswith("loss")]).sum()
-        loss.backward()
-        return loss.detach()
-
-    return lambda: step(rfdetr.restore), lambda: step(rfdetr.accelerate)
+from benchmarks.integrations import FAMILIES, IMAGES, QUERIES, build_steps, library
 
 
 @pytest.mark.parametrize("who", ["theirs", "ours"])
-@pytest.mark.parametrize("images", [2, 8, 16, 32])
-@pytest.mark.parametrize("queries", [100, 300])
+@pytest.mark.parametrize("images", IMAGES)
+@pytest.mark.parametrize("queries", QUERIES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_matcher_and_criterion(benchmark, family, queries, images, who):
+    if importlib.util.find_spec(library(family)) is None:
+        pytest.skip(f"{library(family)} is not installed; make test-peers installs it in .venv/peers")
     benchmark.group = f"{family}, {images} images, {queries} queries"
-    if family == "RF-DETR":
-        theirs, ours = rfdetr_steps(images, queries)
-    else:
-        theirs, ours = transformers_steps(family, images, queries)
-    torch.testing.assert_close(ours(), theirs(), rtol=1e-5, atol=0)
-    benchmark(ours if who == "ours" else theirs)
+    benchmark(build_steps(family, images, queries)[who])
