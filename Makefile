@@ -12,9 +12,9 @@ demo: $(INSTALLED)
 test: lint
 	$(BIN)/pytest
 
-# The tests that need RF-DETR or MMDetection, in an environment of their own.
+# The tests that need RF-DETR, MMDetection or timm, in an environment of their own.
 test-peers: $(PEERS)/installed
-	$(PEERS)/bin/pytest tests/integrations/test_rfdetr.py tests/integrations/test_mmdet.py
+	$(PEERS)/bin/pytest $(addprefix tests/integrations/test_,rfdetr.py mmdet.py huggingface_weights.py)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

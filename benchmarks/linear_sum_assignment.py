@@ -124,7 +124,7 @@ def _summary(times: Times) -> dict[str, Any]:
     return {name: one(values) for name, values in times.items()}
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_machine(packages: list[str]) -> dict[str, Any]:
     def installed(package: str) -> str:
         try:
             return version(package)
@@ -138,7 +138,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": len(cpus),
         "instruction_set": _C.instruction_sets()[0],
         "python": platform.python_version(),
-        "versions": {package: installed(package) for package in PACKAGES},
+        "versions": {package: installed(package) for package in packages},
         "commit": commit.strip(),
     }
 
@@ -182,7 +182,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = {
-        "machine": describe_machine(),
+        "machine": describe_machine(PACKAGES),
         "steps": measure_steps(options.rounds),
         "single": measure_single(options.rounds),
     }

@@ -29,11 +29,11 @@ def import_peer(name: str, module: str | None = None) -> ModuleType:
     """
     if importlib.util.find_spec(name) is None:
         raise PeerMissing(f"{name} is not installed ({WAYS[name]})")
-    _declare_torchvision()
+    declare_torchvision()
     return importlib.import_module(module or name)
 
 
-def _declare_torchvision() -> None:
+def declare_torchvision() -> None:
     """Let torchvision's wheel import beside a CPU build of torch: declare the operators that it asks for by name."""
     while importlib.util.find_spec("torchvision"):
         try:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import re
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from benchmarks.peers import declare_torchvision
+
+declare_torchvision()  # transformers, timm, RF-DETR and MMDetection import it where it is installed
 
 NUM_CLASSES = 5
 SIZES = (3, 0, 12)  # an image without targets, and one with more targets than queries
@@ -232,29 +234,11 @@ def _labels(count: int, num_classes: int, generator: torch.Generator) -> dict[st
 
 @pytest.fixture(scope="session")
 def import_or_skip() -> Callable[[str], Any]:
-    return _import_or_skip
+    """Imports a library that is not in the extra 'test', or skips, saying how to have it."""
 
+    def load(name: str) -> Any:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed; `make test-peers` installs it and runs these tests")
+        return importlib.import_module(name)
 
-def _import_or_skip(name: str) -> Any:
-    """Import a library that is not in the extra 'test', or skip, saying how to have it.
-
-    Some want torchvision, whose wheel does not import beside a CPU build of torch unless its operators are declared.
-    """
-    skip = f"{name} is not installed; `make test-peers` installs it beside the CPU build of torch and runs these tests"
-    if importlib.util.find_spec(name) is None:
-        pytest.skip(skip)
-    while importlib.util.find_spec("torchvision"):
-        try:
-            importlib.import_module("torchvision")
-            break
-        except RuntimeError as error:
-            missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
-            if missing is None:
-                raise
-            _TORCHVISION.define(f"{missing[1]}(Tensor x) -> Tensor")
-            for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
-                del sys.modules[module]
-    return importlib.import_module(name)
-
-
-_TORCHVISION = torch.library.Library("torchvision", "FRAGMENT")
+    return load

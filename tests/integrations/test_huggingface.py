@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -243,12 +245,17 @@ def test_copies_and_pickles_stay_patched(build_model, make_batch, calls):
     assert isinstance(model.loss_function, FastLoss)
 
 
-def test_compiled(build_model, make_batch, calls):
-    model = accelerate(build_model("Detr"))
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_compiled(build_model, make_batch, calls, backend):
+    model = accelerate(build_model("Detr", decoder_layers=2))
     loss, _ = run(model, make_batch("Detr"))
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
     calls.update(dict.fromkeys(calls, 0))
-    compiled_loss, _ = run(torch.compile(model, backend="eager"), make_batch("Detr"))
+    torch.compiler.reset()
+    compiled_loss, _ = run(torch.compile(model, backend=backend), make_batch("Detr"))
     torch.testing.assert_close(compiled_loss, loss, rtol=1e-5, atol=0)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-3, atol=1e-4, msg=name)
     assert calls["set_loss"] == calls["match_cost"] == 1
 
 
@@ -265,11 +272,54 @@ def test_trained_by_the_trainer(build_model, make_batch, tmp_path, calls):
         return stacked | {"labels": [item["labels"] for item in items]}
 
     arguments = TrainingArguments(
-        str(tmp_path), max_steps=2, per_device_train_batch_size=3, report_to=[], use_cpu=True, save_strategy="no"
+        str(tmp_path), max_steps=4, per_device_train_batch_size=2, report_to=[], use_cpu=True, save_strategy="no"
     )
-    result = Trainer(accelerate(build_model("Detr")), arguments, data_collator=collate, train_dataset=samples).train()
-    assert result.training_loss > 0
-    assert calls["set_loss"] == 2
+    losses = []
+    for model in (build_model("Detr"), accelerate(build_model("Detr"))):
+        trainer = Trainer(model, arguments, data_collator=collate, train_dataset=samples)
+        losses.append(trainer.train().training_loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert calls["set_loss"] == calls["match_cost"] == 4
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate without the settings of another test, and without this one's in the next."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_prepared_by_accelerate(build_model, make_batch, calls, fresh_accelerate):
+    from accelerate import Accelerator
+
+    histories = []
+    for patch in (False, True):
+        model = accelerate(build_model("Detr")) if patch else build_model("Detr")
+        accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+        model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1e-4))
+        history = []
+        for _ in range(3):
+            loss = model(**make_batch("Detr")).loss
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+            history.append(loss.item())
+        histories.append(history)
+    assert histories[1] == pytest.approx(histories[0], rel=1e-4)
+    assert calls["set_loss"] == calls["match_cost"] == 3
+
+
+def test_two_processes_count_boxes_together():
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = Path(__file__).with_name("two_ranks.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.run([*launcher, script], env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("alike on rank") == 6
 
 
 def test_non_finite_costs_lose_and_bad_boxes_are_named(build_model, make_batch):

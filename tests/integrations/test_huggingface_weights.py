@@ -10,21 +10,31 @@ import torch
 pytest.importorskip("transformers", reason="transformers is not installed; it is in the extra 'test'")
 
 from detr_fast import DETR
-from detr_fast.models import convert_checkpoint
-from detr_fast.models.formats import to_original
+from detr_fast.models import convert_checkpoint, read_state_dict
+from detr_fast.models.formats import recognise, to_original
+
+
+@pytest.fixture(scope="module", params=["huggingface", "huggingface_timm"])
+def backbone(request, import_or_skip):
+    """The name of the format in which the backbone's weights are."""
+    if request.param == "huggingface_timm":
+        import_or_skip("timm")
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def huggingface():
+def huggingface(backbone):
     """A DETR of transformers with a ResNet-18, random weights and random statistics in its batch norms."""
     from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
     torch.manual_seed(0)
-    resnet = ResNetConfig(
-        hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic", out_features=["stage4"]
-    )
+    if backbone == "huggingface_timm":
+        resnet = {"use_timm_backbone": True, "backbone": "resnet18", "use_pretrained_backbone": False}
+    else:
+        shape = {"hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"}
+        resnet = {"backbone_config": ResNetConfig(**shape, out_features=["stage4"])}
     config = DetrConfig(
-        backbone_config=resnet,
+        **resnet,
         d_model=32,
         encoder_layers=2,
         decoder_layers=2,
@@ -62,8 +72,10 @@ def assert_the_same(ours, theirs, batch):
     assert expected.logits.std() > 0.01
 
 
-def test_theirs_in_ours(huggingface, batch, tmp_path, caplog):
+def test_theirs_in_ours(huggingface, backbone, batch, tmp_path, caplog):
     huggingface.save_pretrained(tmp_path)
+    assert recognise(read_state_dict(tmp_path / "model.safetensors")) == backbone
+    assert recognise(huggingface.state_dict()) == backbone
     ours = DETR.from_pretrained(tmp_path)
     assert ours.categories[3] == {"id": 3, "name": "LABEL_3"}
     assert_the_same(ours, huggingface, batch)
@@ -78,14 +90,14 @@ def test_theirs_in_ours(huggingface, batch, tmp_path, caplog):
     assert "normalises between its decoder layers" in caplog.text
 
 
-def test_ours_in_theirs(huggingface, batch, tmp_path):
+def test_ours_in_theirs(huggingface, backbone, batch, tmp_path):
     from transformers import DetrForObjectDetection
 
     huggingface.save_pretrained(tmp_path / "theirs")
     ours = DETR.from_pretrained(tmp_path / "theirs")
     torch.save({"model": ours.state_dict()}, tmp_path / "ours.pth")
-    done = convert_checkpoint(tmp_path / "ours.pth", tmp_path / "converted", "huggingface", num_heads=4)
-    assert "(huggingface)" in done
+    done = convert_checkpoint(tmp_path / "ours.pth", tmp_path / "converted", backbone, num_heads=4)
+    assert f"({backbone})" in done
     converted = DetrForObjectDetection.from_pretrained(tmp_path / "converted").eval()
     assert_the_same(ours, converted, batch)
     expected = huggingface.state_dict()
