@@ -6,12 +6,16 @@ A program of its own, because Triton's interpreter, which the tests use, cannot 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -256,13 +260,19 @@ def _number(pattern: str, log: str) -> str:
     return found[1]
 
 
-def report(cases: list[KernelCase]) -> Iterator[dict[str, Any]]:
-    for case in cases:
-        for architecture in ARCHITECTURES:
-            yield compile_case(case, architecture)
+def _compile_numbered(place: tuple[int, int]) -> dict[str, Any]:
+    number, architecture = place
+    return compile_case(CASES[number], architecture)
+
+
+def report() -> Iterator[dict[str, Any]]:
+    """Each case on each architecture, in as many processes as there are cores."""
+    places = list(product(range(len(CASES)), ARCHITECTURES))
+    with ProcessPoolExecutor(os.cpu_count(), get_context("fork")) as pool:
+        yield from pool.map(_compile_numbered, places)
 
 
 if __name__ == "__main__":
-    for row in report(CASES):
+    for row in report():
         print(json.dumps(row))
         sys.stdout.flush()
