@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from benchmarks import gpu_op_cases, gpu_step_cases
 from benchmarks.gpu_checks import Check, checks
 from benchmarks.gpu_rows import Case, Row, measure
 from benchmarks.gpu_timing import Times
+from detr_fast.info import package_version
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS = 540  # after which no further row is begun
@@ -52,19 +52,13 @@ def measure_all(cases: Iterable[Case], device: torch.device, until: float) -> It
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    def installed(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return "not installed"
-
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     return {
         "device": torch.cuda.get_device_name(device),
         "driver": _output(query).partition("\n")[0],
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
-        "versions": {package: installed(package) for package in PACKAGES},
+        "versions": {package: package_version(package) for package in PACKAGES},
         "commit": _output(["git", "rev-parse", "HEAD"]),
         "dirty": bool(_output(["git", "status", "--porcelain"])),
     }

@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import torch
 from benchmarks.assignment_costs import FAMILIES, random_targets, training_step
 from benchmarks.assignment_peers import OURS, PEERS, Problems, Solver
 from detr_fast import _C, ops
+from detr_fast.info import package_version
 
 RESULTS = Path(__file__).parent / "results"
 STEPS = {100: (6, 16), 300: (4, 16), 900: (7, 8)}  # queries: layers, images
@@ -125,12 +125,6 @@ def _summary(times: Times) -> dict[str, Any]:
 
 
 def describe_machine(packages: list[str]) -> dict[str, Any]:
-    def installed(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return "not installed"
-
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent).stdout
     cpus = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     return {
@@ -138,7 +132,7 @@ def describe_machine(packages: list[str]) -> dict[str, Any]:
         "cores": len(cpus),
         "instruction_set": _C.instruction_sets()[0],
         "python": platform.python_version(),
-        "versions": {package: installed(package) for package in packages},
+        "versions": {package: package_version(package) for package in packages},
         "commit": commit.strip(),
     }
 

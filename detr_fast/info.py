@@ -16,7 +16,7 @@ PACKAGES = ("torch", "triton", "numpy", "scipy", "accelerate", "faster-coco-eval
 def describe() -> str:
     """Versions, devices, and for each op and device the backends, the one chosen, and why not the others."""
     lines = [f"detr_fast {detr_fast.__version__}, Python {platform.python_version()}, {platform.machine()}"]
-    lines += [f"  {name} {_version(name)}" for name in PACKAGES]
+    lines += [f"  {name} {package_version(name)}" for name in PACKAGES]
     devices = [torch.device("cpu")]
     if torch.cuda.is_available():
         devices.append(torch.device("cuda"))
@@ -42,7 +42,8 @@ def _describe_column(column: Column, device: torch.device) -> list[str]:
     return lines
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """The installed version, or "not installed"."""
     try:
         return version(package)
     except PackageNotFoundError:
