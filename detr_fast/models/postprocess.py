@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detr_fast.ops.pairwise_box import box_cxcywh_to_xyxy
+from detr_fast.ops.boxes import box_cxcywh_to_xyxy
 
 
 def postprocess(

@@ -9,27 +9,29 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from detr_fast.ops.backends import traced
+from detr_fast.ops.tracing import is_tracing
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Labels and boxes of a whole batch, image after image.
+    """Labels and boxes of a batch, in image order.
 
     Build it with :meth:`from_list`, which checks its input; the fields are then trusted.
     """
 
     labels: Tensor  # int64 [T]
     boxes: Tensor  # float32 [T,4], cxcywh in [0,1]
-    sizes: list[int]  # host, length B: targets of each image; bounds of them where padded
+    sizes: list[int]  # host, length B: number of targets of each image; upper bounds where padded
     offsets: Tensor  # int32 [B+1], on the device: image b owns rows offsets[b]:offsets[b+1]
-    max_label: int = -1  # host: the largest label, so that its range can be checked without asking; -1: not known
-    most: int = -1  # host: a bound of the sizes; -1: not given
-    padded: bool = False  # whether only the device knows how many targets there are: see pad
+    max_label: int = (
+        -1
+    )  # host: the largest label, so that its range can be checked without a synchronization; -1: unknown
+    max_targets: int = -1  # host: an upper bound of the sizes; -1: their maximum
+    padded: bool = False  # whether only the device has the number of targets: see pad
 
     def __post_init__(self) -> None:
-        if self.most < 0:  # at least 2: torch.compile compiles anew for a 0 and a 1
-            object.__setattr__(self, "most", max([2, *self.sizes]))
+        if self.max_targets < 0:  # at least 2: torch.compile recompiles for a 0 and a 1
+            object.__setattr__(self, "max_targets", max([2, *self.sizes]))
 
     @classmethod
     def from_list(cls, targets: Sequence[Mapping[str, Tensor]]) -> Targets:
@@ -60,7 +62,7 @@ class Targets:
 
     @property
     def num_targets(self) -> int:
-        """T, the number of targets in the whole batch, or of the rows kept for them where padded."""
+        """T, the number of targets in the batch, or of rows where padded."""
         return self.labels.shape[0]
 
     @property
@@ -69,62 +71,73 @@ class Targets:
         return self.offsets.shape[0] - 1
 
     def image_index(self) -> Tensor:
-        """The image each target belongs to: int64 [T]; the last for rows that are no target's."""
+        """Return the image of each target: int64 [T]; the last image for rows that belong to no target."""
         row = torch.arange(self.num_targets, dtype=torch.int32, device=self.labels.device)
         return torch.searchsorted(self.offsets[1:], row, right=True).clamp(max=self.num_images - 1)
 
-    def pad(self, most: int) -> Targets:
-        """These targets in buffers that also hold any other batch of as many images, for a captured CUDA graph.
+    def pad(self, max_targets: int) -> Targets:
+        """Copy these targets into buffers that also hold any other batch of as many images, for a captured CUDA graph.
 
-        The true counts are read on the device, so that a graph captured once serves all batches, which
-        :meth:`copy_` puts in their place.
+        Kernels read the counts on the device, so that one captured graph serves every batch that :meth:`copy_`
+        puts into the buffers.
 
         Args:
-            most: as many targets as an image may have.
+            max_targets: maximum number of targets of an image.
 
         Returns:
-            Targets with ``num_images * most`` rows, packed as before, the unused ones last; ``sizes`` are bounds.
+            Targets with ``num_images * max_targets`` rows, packed as before, the unused rows last; ``sizes`` are
+            upper bounds.
 
         Raises:
             ValueError: an image has more targets.
         """
-        rows = self.num_images * most
+        rows = self.num_images * max_targets
         labels, boxes = self.labels.new_zeros(rows), self.boxes.new_zeros(rows, 4)
-        padded = Targets(labels, boxes, [most] * self.num_images, self.offsets.clone(), most=most, padded=True)
+        sizes = [max_targets] * self.num_images
+        padded = Targets(labels, boxes, sizes, self.offsets.clone(), max_targets=max_targets, padded=True)
         padded.copy_(self)
         return padded
 
     def copy_(self, other: Targets) -> None:
-        """Put other targets into these buffers, in place and without waiting for the device.
+        """Copy other targets into these buffers, in place and without synchronizing with the device.
 
         Raises:
-            ValueError: these are not padded, or do not hold as many images or targets.
+            ValueError: these targets are not padded, or have room for fewer images or targets.
         """
         if not self.padded or other.padded:
-            raise ValueError("targets are copied into buffers that pad() made, from targets as they are")
-        if other.num_images != self.num_images or max(other.sizes, default=0) > self.most:
+            raise ValueError("targets that are not padded are copied into buffers that pad() made")
+        if other.num_images != self.num_images or max(other.sizes, default=0) > self.max_targets:
             raise ValueError(
-                f"buffers for {self.num_images} images of at most {self.most} targets cannot hold "
-                f"{other.num_images} images of up to {max(other.sizes, default=0)}; pad to more"
+                f"buffers for {self.num_images} images of at most {self.max_targets} targets cannot hold "
+                f"{other.num_images} images of up to {max(other.sizes, default=0)}; pad with a larger max_targets"
             )
         for buffer, values in ((self.labels, other.labels), (self.boxes, other.boxes), (self.offsets, other.offsets)):
             buffer[: len(values)].copy_(values, non_blocking=True)
         object.__setattr__(self, "max_label", other.max_label)
 
+    def pack(self) -> tuple[Tensor, Tensor, Tensor, int, bool]:
+        """Return what an op reads, for torch's dispatcher; it does not include the host's sizes."""
+        return self.labels, self.boxes, self.offsets, self.max_targets, self.padded
+
+    @classmethod
+    def unpack(cls, labels: Tensor, boxes: Tensor, offsets: Tensor, max_targets: int, padded: bool) -> Targets:
+        """Return the targets that :meth:`pack` took apart, without the sizes."""
+        return cls(labels, boxes, [], offsets, max_targets=max_targets, padded=padded)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
-        """The same targets with their tensors on ``device``."""
+        """Return the targets with their tensors on ``device``."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Targets:
-        """The same targets in pinned host memory."""
+        """Return the targets in pinned host memory."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def check_labels(self, num_classes: int) -> None:
-        """Raise ValueError where a label is not below ``num_classes``; never waits for the device.
+        """Raise ValueError where a label is not below ``num_classes``; never synchronizes with the device.
 
-        While a call is only recorded there is nothing to check; the op does it when it runs.
+        A call that is traced has no labels to check; the op checks them when it runs.
         """
-        if traced(self.labels) or 0 <= self.max_label < num_classes or not self.num_targets:
+        if is_tracing(self.labels) or 0 <= self.max_label < num_classes or not self.num_targets:
             return
         if self.labels.device.type != "cpu":
             if self.max_label >= num_classes:
@@ -137,7 +150,7 @@ class Targets:
             )
 
     def name_target(self, index: int) -> str:
-        """Say which image and which of its targets row ``index`` is."""
+        """Describe row ``index`` by its image and its number among the image's targets."""
         for image, size in enumerate(self.offsets.diff().tolist()):
             if index < size:
                 return f"image {image}, target {index}"
@@ -161,8 +174,24 @@ class Targets:
             )
 
 
+def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets, *, softmax: bool) -> None:
+    """Raise ValueError where the shapes of predictions and targets, or the labels, do not fit."""
+    if logits.dim() != 4 or boxes.shape != (*logits.shape[:3], 4):
+        raise ValueError(
+            f"expected logits [L,B,Q,C] and boxes [L,B,Q,4], got {list(logits.shape)} and {list(boxes.shape)}"
+        )
+    if logits.shape[1] != targets.num_images:
+        raise ValueError(f"predictions are for {logits.shape[1]} images, targets for {targets.num_images}")
+    if logits.device != targets.labels.device:
+        raise ValueError(
+            f"predictions are on {logits.device}, targets on {targets.labels.device}; "
+            "move the targets with targets.to(device)"
+        )
+    targets.check_labels(logits.shape[3] - softmax)
+
+
 def offsets_of(sizes: Sequence[int], device: torch.device) -> Tensor:
-    """Where each image's targets begin and end, int32 [B+1] on ``device``; nobody waits for the copy."""
+    """Return where each image's targets begin and end, int32 [B+1] on ``device``; the copy does not block."""
     offsets = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32)
     return offsets.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else offsets.to(device)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detr_fast.ops.linear_sum_assignment import as_sizes, check_sizes
+from detr_fast.ops.batch_linear_sum_assignment import as_sizes, check_sizes
 from detr_fast.ops.targets import Targets
 
 
@@ -30,10 +30,10 @@ class AssignmentProof:
 
 
 def verify_assignment(
-    cost: Tensor,  # [L,T,Q], or [T,Q]
-    index: Tensor,  # int64 [L,T], [L,G,T], or [T]
-    u: Tensor,  # like index
-    v: Tensor,  # [L,B,Q], or [Q]
+    cost: Tensor,
+    index: Tensor,
+    u: Tensor,
+    v: Tensor,
     targets_or_sizes: Targets | Sequence[int] | None = None,
 ) -> AssignmentProof:
     """Check that assignments are optimal, in O(TQ).
@@ -43,11 +43,12 @@ def verify_assignment(
     then sum(u) + sum(v) is a lower bound of every assignment's cost, and this one attains it.
 
     Args:
-        cost: as for :func:`batch_linear_sum_assignment`; or the matrix of one problem.
-        index: the query of each target, -1 for none.
-        u, v: the duals, as ``batch_linear_sum_assignment(..., return_duals=True)`` gives them. Wrong ones
-            cannot make a wrong answer pass.
-        targets_or_sizes: the targets, or how many each image has. Not needed for one problem.
+        cost: [L,T,Q], as for :func:`batch_linear_sum_assignment`; or [T,Q], the matrix of one problem.
+        index: int64 [L,T], [L,G,T], or [T]: the query of each target, -1 for none.
+        u: the duals of the targets, of the shape of ``index``, as ``batch_linear_sum_assignment(...,
+            return_duals=True)`` returns them. Wrong duals cannot make a wrong answer pass.
+        v: [L,B,Q], or [Q]: the duals of the queries.
+        targets_or_sizes: the targets, or the number of targets of each image. Not needed for one problem.
 
     Raises:
         ValueError: shapes do not fit together.

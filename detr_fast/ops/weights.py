@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOSSES = ("loss_ce", "loss_bbox", "loss_giou")
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,16 @@ class LossWeights:
     def lw_detr(cls) -> LossWeights:
         """Losses 1/5/2, IoU-aware cross-entropy (https://arxiv.org/abs/2304.07527)."""
         return cls(class_loss="ia_bce")
+
+    @property
+    def loss_weights(self) -> tuple[float, float, float]:
+        """The weights of the class, L1 and GIoU loss, in the order of :data:`LOSSES`."""
+        return self.loss_ce, self.loss_bbox, self.loss_giou
+
+    def weighted_sum(self, losses: Tensor) -> Tensor:
+        """Sum the losses [3,L], weighted, over all layers."""
+        weighted = (weight * loss.sum() for weight, loss in zip(self.loss_weights, losses, strict=True))
+        return sum(weighted, losses.new_zeros(()))
 
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:

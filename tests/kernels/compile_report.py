@@ -21,23 +21,23 @@ from typing import Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
-from triton.compiler import ASTSource
-
 from detr_fast.kernels.linear_sum_assignment import launch_options as assignment_options
 from detr_fast.kernels.linear_sum_assignment import linear_sum_assignment_kernel
-from detr_fast.kernels.match_cost import constants as match_cost_constants
-from detr_fast.kernels.match_cost import match_cost_kernel
 from detr_fast.kernels.pairwise_box import (
     BACKWARD_BLOCK,
     FORWARD_BLOCK,
     pairwise_box_bwd_kernel,
     pairwise_box_fwd_kernel,
 )
+from detr_fast.kernels.set_loss_kernels import set_loss_bwd_kernel, set_loss_fwd_kernel, set_loss_reduce_kernel
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+from triton.compiler import ASTSource
+
+from detr_fast.kernels.match_cost import constants as match_cost_constants
+from detr_fast.kernels.match_cost import match_cost_kernel
 from detr_fast.kernels.set_loss import launch_options as set_loss_options
 from detr_fast.kernels.set_loss import loss_weights, reduce_options
-from detr_fast.kernels.set_loss_kernels import set_loss_bwd_kernel, set_loss_fwd_kernel, set_loss_reduce_kernel
 from detr_fast.kernels.sine_coordinate_embedding import constants as coordinate_constants
 from detr_fast.kernels.sine_coordinate_embedding import (
     sine_coordinate_embedding_bwd_kernel,

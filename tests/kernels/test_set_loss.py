@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import LossWeights, Targets, ops
-from detr_fast.kernels import faults
+from detr_fast.ops import faults
 
 WEIGHTS = [
     LossWeights.detr(),

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from detr_fast import Targets
-from detr_fast.training import HungarianMatcher, SetCriterion
+from detr_fast import HungarianMatcher, SetCriterion, Targets
 
 
 @pytest.mark.parametrize("case", "ABCDEFT")

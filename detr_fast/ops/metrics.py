@@ -1,4 +1,4 @@
-"""Numbers that are logged beside the losses; none has a gradient."""
+"""Metrics that are logged beside the losses; none has a gradient."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ from detr_fast.ops.targets import Targets
 
 @torch.no_grad()
 def cardinality_error(logits: Tensor, targets: Targets, *, softmax: bool) -> Tensor:
-    """Mean absolute difference between the predicted and the true number of objects: [L,B,Q,C] to [L].
+    """Compute the mean absolute difference between the predicted and the true number of objects.
 
-    An object is predicted where no-object, the last class, is not the highest, or without ``softmax`` where a class
-    has more than one half.
+    An object is predicted where no-object, the last class, does not score highest; without ``softmax`` where the
+    score of a class is above one half.
+
+    Args:
+        logits: [L,B,Q,C].
+        targets: of the same B images.
+        softmax: whether the classes include no-object.
+
+    Returns:
+        float32 [L].
     """
     if softmax:
         predicted = logits[..., :-1].amax(-1) >= logits[..., -1]
@@ -24,7 +32,13 @@ def cardinality_error(logits: Tensor, targets: Targets, *, softmax: bool) -> Ten
 
 @torch.no_grad()
 def class_error(logits: Tensor, targets: Targets, query_index: Tensor) -> Tensor:
-    """Percentage of matched queries [Q,C] whose highest class is not their target's; 100 without any."""
+    """Compute the percentage of matched queries whose highest class is not their target's; 100 if none is matched.
+
+    Args:
+        logits: [B,Q,C], of one layer.
+        targets: of the same B images.
+        query_index: int64 [T] or [G,T].
+    """
     query = torch.atleast_2d(query_index)  # [G,T]
     matched = query >= 0
     predicted = logits[targets.image_index(), query.clamp(min=0)].argmax(-1)

@@ -1,4 +1,4 @@
-"""IoU, GIoU and L1 of every pair of boxes: one launch forward, one per side backward, no atomics."""
+"""IoU, GIoU and L1 of every pair of boxes: one launch forward, one for each side backward, without atomics."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detr_fast.kernels import launch_on
-from detr_fast.kernels.box import box_iou, box_iou_grad, corners, l1, load_box
+from detr_fast.ops.boxes import compute_dtype
 
-FORWARD_BLOCK = {"BLOCK_A": 16, "BLOCK_B": 64}
-BACKWARD_BLOCK = {"BLOCK_A": 8, "BLOCK_B": 64}
+from .box import box_iou, box_iou_grad, corners, l1, load_box
+from .launch import launch_on, triton_dtype
+
+_FORWARD_BLOCK = {"BLOCK_A": 16, "BLOCK_B": 64}
+_BACKWARD_BLOCK = {"BLOCK_A": 8, "BLOCK_B": 64}
 
 
 @triton.jit(do_not_specialize=["stride_a", "stride_b", "num_a", "num_b"])
-def pairwise_box_fwd_kernel(
+def pairwise_fwd_kernel(
     a_ptr,  # [K,N,4], batches stride_a apart
     b_ptr,  # [K,M,4], batches stride_b apart
     out_ptr,  # [K,N,M]
@@ -27,8 +29,8 @@ def pairwise_box_fwd_kernel(
     num_a,
     num_b,
     KIND: tl.constexpr,  # "iou", "giou" or "l1"
-    CENTRES: tl.constexpr,  # boxes are cxcywh, and not corners
-    EPS: tl.constexpr,
+    CXCYWH: tl.constexpr,  # whether boxes are cxcywh instead of xyxy
+    GIOU_EPS: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_A: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -41,10 +43,10 @@ def pairwise_box_fwd_kernel(
     if KIND == "l1":
         out = l1(a0, a1, a2, a3, b0, b1, b2, b3)
     else:
-        if CENTRES:
+        if CXCYWH:
             a0, a1, a2, a3 = corners(a0, a1, a2, a3)
             b0, b1, b2, b3 = corners(b0, b1, b2, b3)
-        out = box_iou(a0, a1, a2, a3, b0, b1, b2, b3, KIND == "giou", EPS)
+        out = box_iou(a0, a1, a2, a3, b0, b1, b2, b3, KIND == "giou", GIOU_EPS)
     offset = (batch * num_a + row) * num_b + column
     tl.store(out_ptr + offset, out, mask=(row < num_a) & (column < num_b))
 
@@ -55,10 +57,10 @@ def _sign(x):
 
 
 @triton.jit(do_not_specialize=["stride_a", "stride_b", "grad_stride_batch", "num_a", "num_b"])
-def pairwise_box_bwd_kernel(
-    a_ptr,  # [K,N,4], batches stride_a apart; the side whose gradient is written
+def pairwise_bwd_kernel(
+    a_ptr,  # [K,N,4], batches stride_a apart; the side whose gradient is stored
     b_ptr,  # [K,M,4], batches stride_b apart
-    grad_ptr,  # [K,N,M], or [K,M,N], as its strides say
+    grad_ptr,  # [K,N,M] or [K,M,N], by its strides
     grad_a_ptr,  # [K,N,4]
     stride_a,
     stride_b,
@@ -68,18 +70,18 @@ def pairwise_box_bwd_kernel(
     num_a,
     num_b,
     KIND: tl.constexpr,
-    CENTRES: tl.constexpr,
-    EPS: tl.constexpr,
+    CXCYWH: tl.constexpr,
+    GIOU_EPS: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_A: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
-    """One program owns BLOCK_A boxes and adds up their gradients over all of b in a fixed order."""
+    """One program sums the gradients of BLOCK_A boxes over all of b, in a fixed order."""
     batch = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1) * BLOCK_A + tl.arange(0, BLOCK_A)
     inside = row < num_a
     a0, a1, a2, a3 = load_box(a_ptr + batch * stride_a + row[:, None] * 4, inside[:, None], COMPUTE)
-    if CENTRES:
+    if CXCYWH:
         a0, a1, a2, a3 = corners(a0, a1, a2, a3)
     grad_ptr += batch * grad_stride_batch + row[:, None].to(tl.int64) * grad_stride_a
     sum0 = tl.zeros((BLOCK_A, BLOCK_B), COMPUTE)
@@ -95,16 +97,16 @@ def pairwise_box_bwd_kernel(
         if KIND == "l1":
             d0, d1, d2, d3 = grad * _sign(a0 - b0), grad * _sign(a1 - b1), grad * _sign(a2 - b2), grad * _sign(a3 - b3)
         else:
-            if CENTRES:
+            if CXCYWH:
                 b0, b1, b2, b3 = corners(b0, b1, b2, b3)
-            d0, d1, d2, d3 = box_iou_grad(grad, a0, a1, a2, a3, b0, b1, b2, b3, KIND == "giou", EPS)
+            d0, d1, d2, d3 = box_iou_grad(grad, a0, a1, a2, a3, b0, b1, b2, b3, KIND == "giou", GIOU_EPS)
         sum0 += tl.where(pair, d0, 0.0)
         sum1 += tl.where(pair, d1, 0.0)
         sum2 += tl.where(pair, d2, 0.0)
         sum3 += tl.where(pair, d3, 0.0)
         start += BLOCK_B
     g0, g1, g2, g3 = tl.sum(sum0, 1), tl.sum(sum1, 1), tl.sum(sum2, 1), tl.sum(sum3, 1)
-    if CENTRES:
+    if CXCYWH:
         g0, g1, g2, g3 = g0 + g2, g1 + g3, (g2 - g0) * 0.5, (g3 - g1) * 0.5
     grad_a_ptr += (batch * num_a + row) * 4
     tl.store(grad_a_ptr, g0, mask=inside)
@@ -113,52 +115,45 @@ def pairwise_box_bwd_kernel(
     tl.store(grad_a_ptr + 3, g3, mask=inside)
 
 
-def pairwise_box(
-    a: Tensor,  # [K,N,4], boxes without gaps and batches any stride apart
-    b: Tensor,  # [K,M,4], the same
-    kind: str,
-    centres: bool,
-    eps: float,
+def pairwise(
+    boxes1: Tensor,  # [K,N,4], boxes contiguous and batches an arbitrary stride apart
+    boxes2: Tensor,  # [K,M,4], the same
+    **options: Any,  # KIND, CXCYWH, GIOU_EPS
 ) -> Tensor:  # [K,N,M]
-    batch, num_a, num_b = a.shape[0], a.shape[1], b.shape[1]
-    compute = _compute_type(a, b)
-    dtype = torch.float64 if compute == tl.float64 else torch.float32
-    out = torch.empty(batch, num_a, num_b, dtype=dtype, device=a.device)
+    """Launch the forward kernel."""
+    batch, num_a, num_b = boxes1.shape[0], boxes1.shape[1], boxes2.shape[1]
+    dtype = compute_dtype(boxes1, boxes2)
+    out = torch.empty(batch, num_a, num_b, dtype=dtype, device=boxes1.device)
     if out.numel():
-        grid = (batch, triton.cdiv(num_a, FORWARD_BLOCK["BLOCK_A"]), triton.cdiv(num_b, FORWARD_BLOCK["BLOCK_B"]))
-        with launch_on(a):
-            pairwise_box_fwd_kernel[grid](
-                a,
-                b,
+        grid = (batch, triton.cdiv(num_a, _FORWARD_BLOCK["BLOCK_A"]), triton.cdiv(num_b, _FORWARD_BLOCK["BLOCK_B"]))
+        with launch_on(boxes1):
+            pairwise_fwd_kernel[grid](
+                boxes1,
+                boxes2,
                 out,
-                a.stride(0),
-                b.stride(0),
+                boxes1.stride(0),
+                boxes2.stride(0),
                 num_a,
                 num_b,
-                KIND=kind,
-                CENTRES=centres,
-                EPS=eps,
-                COMPUTE=compute,
-                **FORWARD_BLOCK,
+                **options,
+                COMPUTE=triton_dtype(dtype),
+                **_FORWARD_BLOCK,
             )
     return out
 
 
-def pairwise_box_backward(
+def pairwise_backward(
     grads: Sequence[Tensor],  # [K,N,M]
     needed: Sequence[bool],
-    a: Tensor,  # [K,N,4]
-    b: Tensor,  # [K,M,4]
-    kind: str,
-    centres: bool,
-    eps: float,
+    boxes1: Tensor,  # [K,N,4]
+    boxes2: Tensor,  # [K,M,4]
+    **options: Any,  # KIND, CXCYWH, GIOU_EPS
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of a and b, each in a launch of its own where it is needed."""
-    options = {"KIND": kind, "CENTRES": centres, "EPS": eps, "COMPUTE": _compute_type(a, b)}
+    """Launch the backward kernel for each side whose gradient is needed."""
     (grad,) = grads
-    grad_a = _backward(a, b, grad, options) if needed[0] else None
-    grad_b = _backward(b, a, grad.transpose(1, 2), options) if needed[1] else None
-    return grad_a, grad_b
+    grad1 = _backward(boxes1, boxes2, grad, options) if needed[0] else None
+    grad2 = _backward(boxes2, boxes1, grad.transpose(1, 2), options) if needed[1] else None
+    return grad1, grad2
 
 
 def _backward(a: Tensor, b: Tensor, grad: Tensor, options: dict[str, Any]) -> Tensor:
@@ -166,7 +161,7 @@ def _backward(a: Tensor, b: Tensor, grad: Tensor, options: dict[str, Any]) -> Te
     grad_a = torch.empty(batch, num_a, 4, dtype=a.dtype, device=a.device)
     if grad_a.numel():
         with launch_on(a):
-            pairwise_box_bwd_kernel[(batch, triton.cdiv(num_a, BACKWARD_BLOCK["BLOCK_A"]))](
+            pairwise_bwd_kernel[(batch, triton.cdiv(num_a, _BACKWARD_BLOCK["BLOCK_A"]))](
                 a,
                 b,
                 grad,
@@ -177,10 +172,7 @@ def _backward(a: Tensor, b: Tensor, grad: Tensor, options: dict[str, Any]) -> Te
                 num_a,
                 num_b,
                 **options,
-                **BACKWARD_BLOCK,
+                COMPUTE=triton_dtype(compute_dtype(a, b)),
+                **_BACKWARD_BLOCK,
             )
     return grad_a
-
-
-def _compute_type(a: Tensor, b: Tensor) -> tl.dtype:
-    return tl.float64 if a.dtype == b.dtype == torch.float64 else tl.float32
