@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, overload
@@ -72,14 +72,13 @@ class Backend:
             return f"it does not compute {feature!r}"
         return reason
 
-    def is_automatic(self, device: torch.device, feature: str | None, work: Any) -> bool:
-        """Whether it can compute ``work`` on ``device`` with ``feature`` and is taken without being asked for."""
-        if not self._module.automatic(device) or self.refusal(device, feature) is not None:
-            return False
-        return work is None or self._is_fastest is None or self._is_fastest(work)
+    def is_candidate(self, device: torch.device, feature: str | None) -> bool:
+        """Whether it can compute the op on ``device`` with ``feature`` and is taken without being asked for."""
+        return self._module.automatic(device) and self.refusal(device, feature) is None
 
     @cached_property
-    def _is_fastest(self) -> Callable[[Any], bool] | None:
+    def is_fastest(self) -> Callable[[Any], bool] | None:
+        """Whether it is the fastest for an amount of work, None where it always is."""
         return getattr(self.functions, f"{self.op}_is_fastest", None)
 
 
@@ -159,7 +158,14 @@ class Op:
             if reason := found.refusal(device, feature):
                 raise BackendError(f"{self.name}: backend {requested!r} cannot run on {device.type}: {reason}")
             return found
-        return next(found for found in self.backends.values() if found.is_automatic(device, feature, work))
+        for found in self._candidates(device, feature):
+            if work is None or found.is_fastest is None or found.is_fastest(work):
+                return found
+        raise AssertionError("the reference is a candidate for all work")
+
+    @cache  # noqa: B019  (ops live as long as the process, and so does what can run)
+    def _candidates(self, device: torch.device, feature: str | None) -> list[Backend]:
+        return [found for found in self.backends.values() if found.is_candidate(device, feature)]
 
     def choose_name(self, device: torch.device, backend: str | None, feature: str | None, work: Any) -> str:
         """Return the name of the backend that :meth:`choose` takes."""
