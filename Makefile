@@ -26,7 +26,7 @@ clean:
 	rm -rf $(VENV) build *.egg-info detr_fast/_C*.so
 
 # One environment for everything, from the project's own files. Sources of the extension rebuild it.
-$(INSTALLED): constraints.txt pyproject.toml setup.py $(wildcard csrc/*)
+$(INSTALLED): constraints.txt pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test]"
 	touch $@

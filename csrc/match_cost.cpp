@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "vector_math.h"
+#include "common/vector_math.h"
 
 namespace detr_fast {
 namespace {

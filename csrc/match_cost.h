@@ -1,7 +1,7 @@
 // Class, L1 and GIoU cost of each target over the queries of its own image.
 #pragma once
 
-#include "packed.h"
+#include "common/arrays.h"
 
 namespace detr_fast {
 

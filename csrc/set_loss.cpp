@@ -4,7 +4,7 @@
 #include <cmath>
 #include <vector>
 
-#include "vector_math.h"
+#include "common/vector_math.h"
 
 namespace detr_fast {
 namespace {

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "arena.h"
-#include "rows.h"
+#include "assignment/arena.h"
+#include "assignment/matrix.h"
 
 namespace detr_fast {
 

@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <limits>
 
-#include "arena.h"
-#include "rows.h"
+#include "assignment/arena.h"
+#include "assignment/matrix.h"
 
 // Only what follows is compiled for these instructions: anything shared with other files must run everywhere.
 #ifdef __clang__
@@ -23,17 +23,17 @@ namespace detr_fast::avx512 {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-#include "simd_avx512.h"
-#include "transpose_x86.h"
+#include "assignment/simd_avx512-inl.h"
+#include "assignment/transpose_x86-inl.h"
 // These use Pack.
-#include "scan.h"
-#include "free_columns.h"
-#include "fast_path.h"
-#include "fast_path_start.h"
-#include "fast_path_search.h"
-#include "certificate.h"
-#include "scipy_order.h"
-#include "solve_rows.h"
+#include "assignment/scan-inl.h"
+#include "assignment/free_columns-inl.h"
+#include "assignment/jonker_volgenant-inl.h"
+#include "assignment/jonker_volgenant_start-inl.h"
+#include "assignment/jonker_volgenant_search-inl.h"
+#include "assignment/uniqueness-inl.h"
+#include "assignment/scipy_order-inl.h"
+#include "assignment/solve-inl.h"
 
 }  // namespace detr_fast::avx512
 

@@ -1,5 +1,5 @@
 // Python's view of match_cost and set_loss.
-#include "bindings_losses.h"
+#include "bindings/losses.h"
 
 #include <pybind11/numpy.h>
 

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "assignment_batch.h"
-#include "bindings_losses.h"
-#include "linear_sum_assignment.h"
+#include "assignment/batch.h"
+#include "bindings/losses.h"
+#include "assignment/solver.h"
 
 namespace py = pybind11;
 

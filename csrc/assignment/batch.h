@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "linear_sum_assignment.h"
-#include "rows.h"
+#include "assignment/solver.h"
+#include "assignment/matrix.h"
 
 namespace detr_fast {
 

@@ -1,4 +1,4 @@
-#include "linear_sum_assignment.h"
+#include "assignment/solver.h"
 
 #include <algorithm>
 #include <atomic>

@@ -1,4 +1,4 @@
-#include "arena.h"
+#include "assignment/arena.h"
 
 #include <algorithm>
 #include <cstdint>

@@ -1,10 +1,10 @@
-#include "assignment_batch.h"
+#include "assignment/batch.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "crew.h"
+#include "common/parallel_for.h"
 
 namespace detr_fast {
 
