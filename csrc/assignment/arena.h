@@ -1,4 +1,4 @@
-// Scratch memory that is handed out from the front and taken back all at once.
+// Scratch memory that is allocated from the front of a chunk and released all at once.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +21,7 @@ class Arena {
     return memory;
   }
 
-  // Takes everything back, and keeps the memory for the next problem unless it is out of proportion.
+  // Releases every allocation. Keeps the memory for the next problem, unless there is more than kKept of it.
   void clear();
 
  private:

@@ -17,13 +17,13 @@ void AssignmentBatch<T>::solve(int num_threads) {
   const int64_t count = layers * groups * images();
   std::vector<Status> statuses(count, Status::kSolved);
   const auto work = [&](int64_t number) { statuses[number] = solve(thread_solver(), problem(number, first_target)); };
-  Crew<decltype(work)>(count, num_threads, work).run();
+  parallel_for(count, num_threads, work);
 
   for (int64_t number = 0; number < count; ++number) {
     if (statuses[number] == Status::kSolved) continue;
     const Problem failed = problem(number, first_target);
     failures.push_back(
-        {statuses[number], failed.layer, failed.image, find_culprit(failed.cost, statuses[number])});
+        {statuses[number], failed.layer, failed.image, find_faulty_target(failed.cost, statuses[number])});
   }
 }
 
@@ -38,42 +38,42 @@ typename AssignmentBatch<T>::Problem AssignmentBatch<T>::problem(int64_t number,
 template <typename T>
 Status AssignmentBatch<T>::solve(AssignmentSolver& solver, const Problem& problem) const {
   const int64_t first_query = problem.group * queries, size = problem.cost.cols;
-  const int64_t place = (problem.layer * groups + problem.group) * targets + problem.first_target;
-  std::fill_n(query + place, size, kNone);
+  const int64_t first = (problem.layer * groups + problem.group) * targets + problem.first_target;
+  std::fill_n(query + first, size, kNone);
   const Status status = solver.solve(problem.cost, target_dual != nullptr);
   if (status == Status::kSolved) {
     for (int64_t k = 0; k < solver.size(); ++k) {
       if (solver.by_column()) {
-        query[place + k] = first_query + solver.partner(k);
+        query[first + k] = first_query + solver.partner(k);
       } else {
-        query[place + solver.partner(k)] = first_query + k;
+        query[first + solver.partner(k)] = first_query + k;
       }
     }
   }
   if (target_dual) {
-    double* own_query_dual =
+    double* dual_of_queries =
         query_dual + (problem.layer * images() + problem.image) * groups * queries + first_query;
     if (status == Status::kSolved && solver.size() > 0) {
-      std::copy_n(solver.column_dual(), size, target_dual + place);
-      std::copy_n(solver.row_dual(), queries, own_query_dual);
+      std::copy_n(solver.column_dual(), size, target_dual + first);
+      std::copy_n(solver.row_dual(), queries, dual_of_queries);
     } else {
-      std::fill_n(target_dual + place, size, 0.0);
-      std::fill_n(own_query_dual, queries, 0.0);
+      std::fill_n(target_dual + first, size, 0.0);
+      std::fill_n(dual_of_queries, queries, 0.0);
     }
   }
   return status;
 }
 
-// The first target with a NaN or -inf; or the first that all queries are forbidden to.
+// The first target whose costs contain NaN or -inf; or the first whose costs are all +inf.
 template <typename T>
-int64_t AssignmentBatch<T>::find_culprit(const MatrixView<T>& cost, Status status) {
-  constexpr T kInfinity = std::numeric_limits<T>::infinity();
+int64_t AssignmentBatch<T>::find_faulty_target(const MatrixView<T>& cost, Status status) {
+  constexpr T kForbidden = std::numeric_limits<T>::infinity();
   for (int64_t target = 0; target < cost.cols; ++target) {
     bool invalid = false, forbidden = true;
     for (int64_t q = 0; q < cost.rows; ++q) {
       const T value = cost.data[q * cost.row_stride + target * cost.col_stride];
-      invalid |= std::isnan(value) || value == -kInfinity;
-      forbidden &= value == kInfinity;
+      invalid |= std::isnan(value) || value == -kForbidden;
+      forbidden &= value == kForbidden;
     }
     if (status == Status::kInvalid ? invalid : forbidden) return target;
   }

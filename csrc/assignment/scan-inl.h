@@ -1,5 +1,21 @@
-// Scans over contiguous memory, written once for every instruction set.
-// Arrays "in packs" may be read and written up to the next multiple of kPadding.
+// Scans over contiguous memory, written once for every instruction set. Arrays that are said to be padded may be read
+// and written up to the next multiple of kPadding.
+#include <cstdint>
+
+#include "assignment/matrix.h"
+
+#if defined(DETR_FAST_ASSIGNMENT_SCAN_INL_H) == defined(DETR_FAST_TOGGLE)
+#ifdef DETR_FAST_ASSIGNMENT_SCAN_INL_H
+#undef DETR_FAST_ASSIGNMENT_SCAN_INL_H
+#else
+#define DETR_FAST_ASSIGNMENT_SCAN_INL_H
+#endif
+
+#include "assignment/simd-inl.h"
+#include "common/target-inl.h"
+
+DETR_FAST_BEFORE_NAMESPACE();
+namespace detr_fast::DETR_FAST_NAMESPACE {
 
 constexpr int64_t kPadding = 8;
 
@@ -27,7 +43,7 @@ T least(const T* p, int64_t n, bool* nan) {
   return lesser(low, low2).lowest();
 }
 
-// The least of p[k] + mask[k]; the mask holds 0 and +inf, in packs.
+// The least of p[k] + mask[k]; the mask contains 0 and +inf, and is padded.
 template <typename T>
 T least_masked(const T* p, const T* mask, int64_t n) {
   constexpr int64_t kWidth = Pack<T>::kWidth;
@@ -65,13 +81,14 @@ int64_t find_first(const T* p, int64_t n, T value) {
   return k + __builtin_ctz(equal(Pack<T>::load_part(p + k, n - k), wanted));
 }
 
-// distance = costs - prices + offset, or its lesser with the distance that was there. Returns the least. In packs.
+// distance = costs - duals + offset, or the lesser of that and the previous distance. Returns the least. All arrays are
+// padded.
 template <bool kFirst, typename T>
-double relax(const T* costs, const double* prices, double offset, double* distance, int64_t n) {
+double relax(const T* costs, const double* duals, double offset, double* distance, int64_t n) {
   const Pack<double> from = Pack<double>::fill(offset);
   Pack<double> low = Pack<double>::fill(kInfinity);
   for (int64_t k = 0; k < n; k += Pack<double>::kWidth) {
-    Pack<double> d = (Pack<double>::load(costs + k) - Pack<double>::load(prices + k)) + from;
+    Pack<double> d = (Pack<double>::load(costs + k) - Pack<double>::load(duals + k)) + from;
     if (!kFirst) d = lesser(d, Pack<double>::load(distance + k));
     d.store(distance + k);
     low = lesser(d, low);
@@ -81,14 +98,14 @@ double relax(const T* costs, const double* prices, double offset, double* distan
 
 struct TwoNearest {
   double first, second;  // second == first where two are equally near
-  int64_t place;         // of the first
+  int64_t index;         // of the first
 };
 
-// The two least of costs - prices. In packs.
+// The two least of costs - duals. Both arrays are padded.
 template <typename T>
-TwoNearest two_nearest(const T* costs, const double* prices, int64_t n) {
+TwoNearest two_nearest(const T* costs, const double* duals, int64_t n) {
   constexpr int64_t kWidth = Pack<double>::kWidth;
-  const auto reduced = [&](int64_t k) { return Pack<double>::load(costs + k) - Pack<double>::load(prices + k); };
+  const auto reduced = [&](int64_t k) { return Pack<double>::load(costs + k) - Pack<double>::load(duals + k); };
   Pack<double> first = Pack<double>::fill(kInfinity), second = first;
   for (int64_t k = 0; k < n; k += kWidth) {
     const Pack<double> d = reduced(k);
@@ -101,16 +118,16 @@ TwoNearest two_nearest(const T* costs, const double* prices, int64_t n) {
   uint32_t found;
   while (!(found = equal(reduced(k), Pack<double>::fill(low)))) k += kWidth;
   const int lane = __builtin_ctz(found);
-  // The winner's lane offers its second, the others their first.
+  // The lane of the first has its own second; every other lane has its first.
   const Pack<double> rest =
       where_equal(Pack<double>::count(), Pack<double>::fill(lane), second, lesser(first, second));
   return {low, rest.lowest(), k + lane};
 }
 
-// Whether sums of these stay far from overflow. Those of float costs, taken in double, always do.
-inline bool sums_fit(const Rows<float>&) { return true; }
+// Whether sums of the costs stay far from overflow. Sums of float costs, taken in double, always do.
+inline bool sums_fit(const RowMatrix<float>&) { return true; }
 
-inline bool sums_fit(const Rows<double>& cost) {
+inline bool sums_fit(const RowMatrix<double>& cost) {
   constexpr int64_t kWidth = Pack<double>::kWidth;
   const Pack<double> limit = Pack<double>::fill(1e290), forbidden = Pack<double>::fill(kInfinity);
   const Pack<double> zero = Pack<double>::fill(0);
@@ -126,3 +143,8 @@ inline bool sums_fit(const Rows<double>& cost) {
   }
   return beyond == 0;
 }
+
+}  // namespace detr_fast::DETR_FAST_NAMESPACE
+DETR_FAST_AFTER_NAMESPACE();
+
+#endif

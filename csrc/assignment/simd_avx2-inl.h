@@ -1,4 +1,19 @@
 // Vectors of 32 bytes. A comparison gives one bit a lane.
+// It has no include guard: simd-inl.h, the only file to include it, has one.
+
+#include <immintrin.h>
+#include <cstdint>
+
+#include "assignment/matrix.h"
+
+#ifndef DETR_FAST_TARGET  // opened alone
+#define DETR_FAST_TARGET DETR_FAST_AVX2
+#endif
+#include "common/target-inl.h"
+
+DETR_FAST_BEFORE_NAMESPACE();
+namespace detr_fast::DETR_FAST_NAMESPACE {
+
 template <typename T>
 struct Pack;
 
@@ -76,3 +91,6 @@ inline Floats operator+(Floats a, Floats b) { return {_mm256_add_ps(a.x, b.x)}; 
 inline Floats lesser(Floats a, Floats b) { return {_mm256_min_ps(a.x, b.x)}; }
 inline uint32_t equal(Floats a, Floats b) { return lane_bits(_mm256_cmp_ps(a.x, b.x, _CMP_EQ_OQ)); }
 inline uint32_t any_nan(Floats a, Floats b) { return lane_bits(_mm256_cmp_ps(a.x, b.x, _CMP_UNORD_Q)); }
+
+}  // namespace detr_fast::DETR_FAST_NAMESPACE
+DETR_FAST_AFTER_NAMESPACE();

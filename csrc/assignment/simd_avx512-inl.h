@@ -1,4 +1,22 @@
 // Vectors of 64 bytes. A comparison gives one bit a lane.
+// It has no include guard: simd-inl.h, the only file to include it, has one.
+
+#pragma GCC diagnostic ignored "-Wuninitialized"  // in GCC's own header, of undefined vectors that are masked out
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "assignment/matrix.h"
+
+#ifndef DETR_FAST_TARGET  // opened alone
+#define DETR_FAST_TARGET DETR_FAST_AVX512
+#endif
+#include "common/target-inl.h"
+
+DETR_FAST_BEFORE_NAMESPACE();
+namespace detr_fast::DETR_FAST_NAMESPACE {
+
 template <typename T>
 struct Pack;
 
@@ -59,3 +77,6 @@ inline Floats operator+(Floats a, Floats b) { return {_mm512_add_ps(a.x, b.x)}; 
 inline Floats lesser(Floats a, Floats b) { return {_mm512_min_ps(a.x, b.x)}; }
 inline uint32_t equal(Floats a, Floats b) { return _mm512_cmp_ps_mask(a.x, b.x, _CMP_EQ_OQ); }
 inline uint32_t any_nan(Floats a, Floats b) { return _mm512_cmp_ps_mask(a.x, b.x, _CMP_UNORD_Q); }
+
+}  // namespace detr_fast::DETR_FAST_NAMESPACE
+DETR_FAST_AFTER_NAMESPACE();

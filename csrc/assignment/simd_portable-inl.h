@@ -1,4 +1,16 @@
-// Vectors of 16 bytes as GCC and Clang offer them for any machine: SSE2, NEON.
+// Vectors of 16 bytes, by the vector extensions of GCC and Clang, which compile to SSE2 or NEON.
+// It has no include guard: simd-inl.h, the only file to include it, has one.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "assignment/matrix.h"
+
+#include "common/target-inl.h"
+
+DETR_FAST_BEFORE_NAMESPACE();
+namespace detr_fast::DETR_FAST_NAMESPACE {
+
 template <typename T>
 struct Pack {
   static constexpr int64_t kWidth = 16 / sizeof(T);
@@ -96,3 +108,6 @@ void transpose_tile(const T* in, std::ptrdiff_t stride, int64_t rows, int64_t la
     }
   }
 }
+
+}  // namespace detr_fast::DETR_FAST_NAMESPACE
+DETR_FAST_AFTER_NAMESPACE();

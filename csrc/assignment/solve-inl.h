@@ -1,6 +1,29 @@
-// A copy of the matrix with contiguous rows, each padded with +inf to full packs.
+// One assignment problem, from its costs to SciPy's answer.
+// A copy of the matrix with contiguous rows, each padded with +inf.
+#include <cstdint>
+
+#include "assignment/arena.h"
+#include "assignment/matrix.h"
+
+#if defined(DETR_FAST_ASSIGNMENT_SOLVE_INL_H) == defined(DETR_FAST_TOGGLE)
+#ifdef DETR_FAST_ASSIGNMENT_SOLVE_INL_H
+#undef DETR_FAST_ASSIGNMENT_SOLVE_INL_H
+#else
+#define DETR_FAST_ASSIGNMENT_SOLVE_INL_H
+#endif
+
+#include "assignment/jonker_volgenant-inl.h"
+#include "assignment/scan-inl.h"
+#include "assignment/scipy_order-inl.h"
+#include "assignment/simd-inl.h"
+#include "assignment/uniqueness-inl.h"
+#include "common/target-inl.h"
+
+DETR_FAST_BEFORE_NAMESPACE();
+namespace detr_fast::DETR_FAST_NAMESPACE {
+
 template <typename T>
-Rows<T> copy_rows(const MatrixView<T>& cost, Arena& arena) {
+RowMatrix<T> copy_rows(const MatrixView<T>& cost, Arena& arena) {
   const int64_t pitch = padded(cost.cols);
   auto* copy = static_cast<T*>(arena.take(cost.rows * pitch, sizeof(T)));
   if (cost.row_stride == 1 && cost.col_stride != 1) {
@@ -21,18 +44,23 @@ Rows<T> copy_rows(const MatrixView<T>& cost, Arena& arena) {
   return {copy, cost.rows, cost.cols, pitch};
 }
 
-// One problem, from its costs to SciPy's answer. The matrix has at most as many rows as columns.
+// The matrix has at most as many rows as columns.
 template <typename T>
 Status solve_rows(const MatrixView<T>& cost, const Assignment& out, Arena& arena) {
-  const bool padding = FastPath<T>::is_wide(cost.rows, cost.cols);
+  const bool padding = JonkerVolgenant<T>::is_wide(cost.rows, cost.cols);
   const bool in_place = cost.col_stride == 1 && !padding;
-  const Rows<T> rows = in_place ? Rows<T>{cost.data, cost.rows, cost.cols, cost.row_stride} : copy_rows(cost, arena);
+  const RowMatrix<T> rows = in_place ? RowMatrix<T>{cost.data, cost.rows, cost.cols, cost.row_stride} : copy_rows(cost, arena);
   if (sums_fit(rows)) {
-    FastPath<T> path(rows, out, arena);
-    if (path.solve(out) && Certificate<T>(path, rows, arena).holds()) return Status::kSolved;
+    JonkerVolgenant<T> solver(rows, out, arena);
+    if (solver.solve(out) && UniquenessCertificate<T>(solver, rows, arena).holds()) return Status::kSolved;
   }
   return SciPyOrder<T>(rows, out, arena).solve();
 }
 
 template Status solve_rows(const MatrixView<float>&, const Assignment&, Arena&);
 template Status solve_rows(const MatrixView<double>&, const Assignment&, Arena&);
+
+}  // namespace detr_fast::DETR_FAST_NAMESPACE
+DETR_FAST_AFTER_NAMESPACE();
+
+#endif

@@ -1,24 +1,23 @@
-// Rectangular linear sum assignment, with the answers of SciPy's function to the last index.
+// Rectangular linear sum assignment, with the indices of SciPy's function, ties included.
 #pragma once
 
 #include <cstdint>
-#include <string>
-#include <vector>
 
 #include "assignment/arena.h"
 #include "assignment/matrix.h"
 
 namespace detr_fast {
 
-// Solves one matrix after another; the memory it needs it keeps for the next.
+// Solves one matrix after another, and keeps the memory that it needs for the next.
 class AssignmentSolver {
  public:
-  // Columns of least total cost for the rows of `cost`, or rows for its columns where there are fewer of those.
-  // The cost is read where it lies if those vectors are contiguous and the matrix is not square; else a copy is.
+  // Assigns columns of least total cost to the rows of `cost`, or rows to its columns where there are fewer columns.
+  // The cost is read in place if the vectors of the shorter side are contiguous and at most half as many as
+  // those of the longer one; otherwise it is copied.
   template <typename T>
   Status solve(const MatrixView<T>& cost, bool with_duals = false);
 
-  // After kSolved. Each of the shorter side, in order, and its partner.
+  // After kSolved: the vectors of the shorter side, in order, and the partner of each.
   bool by_column() const { return by_column_; }
   int64_t size() const { return size_; }
   int64_t partner(int64_t k) const { return assignment_.column_of_row[k]; }
@@ -37,13 +36,7 @@ class AssignmentSolver {
   bool by_column_ = false;
 };
 
-// One for each thread: memory that is kept need not be had from the system, page by page, at every call.
+// One solver for each thread, so that a call reuses the memory of the calls before.
 AssignmentSolver& thread_solver();
-
-// The instruction sets this machine has, widest first, as "avx512", "avx2", "portable".
-std::vector<std::string> instruction_sets();
-
-// Takes another than the widest from now on, for tests: answers do not depend on it. False where there is none.
-bool use_instruction_set(const std::string& name);
 
 }  // namespace detr_fast

@@ -1,5 +1,21 @@
 // Transposes a tile: out[k * pitch + j] = in[j * stride + k] for j < kTile, k < lanes; +inf for rows of `in` from
 // `rows` on.
+// It has no include guard: simd-inl.h, the only file to include it, has one.
+
+#include <immintrin.h>
+#include <cstddef>
+#include <cstdint>
+
+#include "assignment/matrix.h"
+
+#ifndef DETR_FAST_TARGET  // opened alone
+#define DETR_FAST_TARGET DETR_FAST_AVX2
+#endif
+#include "common/target-inl.h"
+
+DETR_FAST_BEFORE_NAMESPACE();
+namespace detr_fast::DETR_FAST_NAMESPACE {
+
 constexpr int64_t kTile = 8;
 
 inline void transpose_tile(const float* in, std::ptrdiff_t stride, int64_t rows, int64_t lanes, float* out,
@@ -45,3 +61,6 @@ inline void transpose_tile(const double* in, std::ptrdiff_t stride, int64_t rows
     }
   }
 }
+
+}  // namespace detr_fast::DETR_FAST_NAMESPACE
+DETR_FAST_AFTER_NAMESPACE();

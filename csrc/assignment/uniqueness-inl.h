@@ -1,20 +1,40 @@
-// Whether the answer of a FastPath is the only one that SciPy could give.
+// Whether the answer of JonkerVolgenant is the only one that SciPy could give.
 //
 // Let s = cost - u - v be the slack of each pair. Any other assignment differs from this one by cycles that alternate
-// between pairs of one and of the other, and by paths of the same kind from a column that is given up to a free one.
-// It costs more by the slack of its own pairs and by -v of the columns it gives up. If every such cycle and path has
+// between pairs of one and of the other, and by paths of the same kind from a column that becomes free to a free one.
+// It costs more by the slack of its own pairs and by -v of the columns that become free. If every such cycle and path has
 // a term above `tolerance`, the other assignment costs at least about that much more. SciPy's duals, like any that are
 // found by shortest augmenting paths of n rows in double precision, are feasible and tight within (4n + 7) e, where e
 // bounds one rounding error, so that its answer is within 2n (4n + 7) e of the optimum. Above that it is this answer.
 //
 // As a graph: an arc from row to row where the first's pair with the other's column is within the tolerance, one from
-// a row to the node "free" where its cheapest free column is, one from there to each row whose column has a price
+// a row to the node "free" where its cheapest free column is, one from that node to each row whose column has a dual
 // within the tolerance of 0. The answer is the only one if the graph has no cycle.
+#include <cstdint>
+
+#include "assignment/arena.h"
+#include "assignment/matrix.h"
+
+#if defined(DETR_FAST_ASSIGNMENT_UNIQUENESS_INL_H) == defined(DETR_FAST_TOGGLE)
+#ifdef DETR_FAST_ASSIGNMENT_UNIQUENESS_INL_H
+#undef DETR_FAST_ASSIGNMENT_UNIQUENESS_INL_H
+#else
+#define DETR_FAST_ASSIGNMENT_UNIQUENESS_INL_H
+#endif
+
+#include "assignment/jonker_volgenant-inl.h"
+#include "assignment/scan-inl.h"
+#include "assignment/simd-inl.h"
+#include "common/target-inl.h"
+
+DETR_FAST_BEFORE_NAMESPACE();
+namespace detr_fast::DETR_FAST_NAMESPACE {
+
 template <typename T>
-class Certificate {
+class UniquenessCertificate {
  public:
-  Certificate(FastPath<T>& path, const Rows<T>& cost, Arena& arena)
-      : path_(path), cost_(cost), n_(cost.rows), max_arcs_(8 * n_ + 64) {
+  UniquenessCertificate(JonkerVolgenant<T>& solution, const RowMatrix<T>& cost, Arena& arena)
+      : solution_(solution), cost_(cost), n_(cost.rows), max_arcs_(8 * n_ + 64) {
     arcs_ = static_cast<int64_t*>(arena.take(max_arcs_, sizeof(int64_t)));
     first_arc_ = static_cast<int64_t*>(arena.take(n_ + 2, sizeof(int64_t)));
     next_arc_ = static_cast<int64_t*>(arena.take(n_ + 1, sizeof(int64_t)));
@@ -33,14 +53,14 @@ class Certificate {
   }
 
  private:
-  // Bounds costs and duals that matter. A direct way out exists from each row to one of any n columns, so that no
-  // path is longer than the greatest cost of those held; unless it is forbidden, then n - 1 detours bound it.
+  // Bounds the costs and duals that matter. Each row has an arc to one of any n columns, so that no path is longer
+  // than the greatest cost of the scanned columns; where that is forbidden, a path of n - 1 detours bounds it.
   double magnitude() const {
-    double scale = absolute(path_.lowest_);
-    const bool forbidden = path_.highest_ == kInfinity;
-    scale = maximum(scale, forbidden ? greatest_finite() * static_cast<double>(n_) : absolute(path_.highest_));
+    double scale = absolute(solution_.lowest_);
+    const bool forbidden = solution_.highest_ == kInfinity;
+    scale = maximum(scale, forbidden ? greatest_finite() * static_cast<double>(n_) : absolute(solution_.highest_));
     for (int64_t i = 0; i < n_; ++i) {
-      scale = maximum(scale, maximum(absolute(path_.row_dual_[i]), absolute(path_.price_[path_.held_[i]])));
+      scale = maximum(scale, maximum(absolute(solution_.row_dual_[i]), absolute(solution_.column_dual_[solution_.index_of_row_[i]])));
     }
     return scale;
   }
@@ -61,7 +81,7 @@ class Certificate {
     for (int64_t i = 0; i < n_; ++i) {
       first_arc_[i] = num_arcs_;
       if (!find_arcs_between_rows(i)) return false;
-      const double slack = path_.cheapest_free(i) - path_.row_dual_[i];
+      const double slack = solution_.cheapest_free(i) - solution_.row_dual_[i];
       if (slack < -allowance_) return false;
       if (slack <= tolerance_) {
         if (!add_arc(n_)) return false;
@@ -70,8 +90,8 @@ class Certificate {
     }
     first_arc_[n_] = num_arcs_;
     for (int64_t i = 0; free_is_near_ && i < n_; ++i) {
-      const double price = path_.price_[path_.held_[i]];
-      if (price > 0 || (price >= -tolerance_ && !add_arc(i))) return false;
+      const double dual = solution_.column_dual_[solution_.index_of_row_[i]];
+      if (dual > 0 || (dual >= -tolerance_ && !add_arc(i))) return false;
     }
     first_arc_[n_ + 1] = num_arcs_;
     return true;
@@ -80,21 +100,21 @@ class Certificate {
   bool find_arcs_between_rows(int64_t row) {
     constexpr int64_t kWidth = Pack<double>::kWidth;
     constexpr uint32_t kAll = (1u << kWidth) - 1;
-    const T* costs = path_.costs(row);
-    const int64_t own = path_.held_[row];
-    const Pack<double> dual = Pack<double>::fill(path_.row_dual_[row]), tolerance = Pack<double>::fill(tolerance_);
+    const T* costs = solution_.costs(row);
+    const int64_t own = solution_.index_of_row_[row];
+    const Pack<double> dual = Pack<double>::fill(solution_.row_dual_[row]), tolerance = Pack<double>::fill(tolerance_);
     Pack<double> low = Pack<double>::fill(kInfinity);
-    for (int64_t k = 0; k < path_.num_places_; k += kWidth) {
-      const Pack<double> slack = (Pack<double>::load(costs + k) - Pack<double>::load(path_.price_ + k)) - dual;
+    for (int64_t k = 0; k < solution_.num_indices_; k += kWidth) {
+      const Pack<double> slack = (Pack<double>::load(costs + k) - Pack<double>::load(solution_.column_dual_ + k)) - dual;
       low = lesser(slack, low);
       for (uint32_t near = ~less(tolerance, slack) & kAll; near; near &= near - 1) {
-        const int64_t place = k + __builtin_ctz(near);
-        const int64_t holder = path_.row_of_held_[place];
-        free_is_near_ |= holder == kNone;
-        if (place != own && !add_arc(holder == kNone ? n_ : holder)) return false;
+        const int64_t index = k + __builtin_ctz(near);
+        const int64_t assigned = solution_.row_of_index_[index];
+        free_is_near_ |= assigned == kNone;
+        if (index != own && !add_arc(assigned == kNone ? n_ : assigned)) return false;
       }
     }
-    const double own_slack = (static_cast<double>(costs[own]) - path_.price_[own]) - path_.row_dual_[row];
+    const double own_slack = (static_cast<double>(costs[own]) - solution_.column_dual_[own]) - solution_.row_dual_[row];
     return own_slack <= allowance_ && low.lowest() >= -allowance_;
   }
 
@@ -104,7 +124,7 @@ class Certificate {
     return true;
   }
 
-  // Depth first; next_arc_ is kUnseen before a node is entered, and past its last arc when it is done with.
+  // Depth first; next_arc_ is kUnseen before a node is entered, and kDone after all its arcs were followed.
   bool has_cycle() {
     constexpr int64_t kUnseen = -1, kDone = -2;
     for (int64_t i = 0; i <= n_; ++i) next_arc_[i] = kUnseen;
@@ -133,10 +153,10 @@ class Certificate {
   static double absolute(double x) { return x < 0 ? -x : x; }
   static double maximum(double a, double b) { return a < b ? b : a; }
 
-  FastPath<T>& path_;
-  const Rows<T> cost_;
+  JonkerVolgenant<T>& solution_;
+  const RowMatrix<T> cost_;
   const int64_t n_, max_arcs_;
-  int64_t* arcs_;       // where each leads, those of one node after those of the one before; node n is "free"
+  int64_t* arcs_;       // the node at the end of each arc, ordered by the node at its start; node n is "free"
   int64_t* first_arc_;  // [n + 2]
   int64_t* next_arc_;   // [n + 1]
   int64_t* stack_;      // [n + 1]
@@ -144,3 +164,8 @@ class Certificate {
   bool free_is_near_ = false;
   double tolerance_ = 0, allowance_ = 0;
 };
+
+}  // namespace detr_fast::DETR_FAST_NAMESPACE
+DETR_FAST_AFTER_NAMESPACE();
+
+#endif

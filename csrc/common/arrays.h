@@ -1,4 +1,4 @@
-// How predictions and targets come from Python; shapes and names are those of detr_fast.ops.
+// Predictions and targets as the bindings pass them; shapes and names are those of detr_fast.ops.
 #pragma once
 
 #include <cstddef>
@@ -6,7 +6,7 @@
 
 namespace detr_fast {
 
-// [L,B,Q,W]: the last axis is contiguous, the strides of the others count elements and may be anything.
+// [L,B,Q,W]: the last axis is contiguous, the strides of the others count elements and may have any value.
 template <typename T>
 struct Predictions {
   const T* data;

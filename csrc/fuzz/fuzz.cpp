@@ -13,6 +13,7 @@
 
 #include "assignment/batch.h"
 #include "assignment/solver.h"
+#include "common/instruction_set.h"
 #include "fuzz/reference.h"
 
 namespace detr_fast {

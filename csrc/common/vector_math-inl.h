@@ -1,22 +1,21 @@
-// Loops over arrays that the compiler turns into vector code, one version for each generation of processors.
-#pragma once
-
+// Elementary functions for loops that the compiler turns into vector code.
+// e^x to 1 ulp for x up to 88; below -87, where the result would not be a normal number, 0. NaN stays NaN.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-// The loader picks the version at run time, so that one build runs on every x86-64 machine.
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define DETR_FAST_DISPATCH __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#if defined(DETR_FAST_COMMON_VECTOR_MATH_INL_H) == defined(DETR_FAST_TOGGLE)
+#ifdef DETR_FAST_COMMON_VECTOR_MATH_INL_H
+#undef DETR_FAST_COMMON_VECTOR_MATH_INL_H
 #else
-#define DETR_FAST_DISPATCH
+#define DETR_FAST_COMMON_VECTOR_MATH_INL_H
 #endif
 
-#define DETR_FAST_INLINE inline __attribute__((always_inline))
+#include "common/target-inl.h"
 
-namespace detr_fast {
+DETR_FAST_BEFORE_NAMESPACE();
+namespace detr_fast::DETR_FAST_NAMESPACE {
 
-// e^x to 1 ulp for x up to 88; below -87, where the result would not be a normal number, 0. NaN stays NaN.
 DETR_FAST_INLINE float exp_of(float argument) {
   const float x = argument < -87.0f ? -87.0f : argument > 88.0f ? 88.0f : argument;
   constexpr float kRound = 12582912.0f;  // adding 1.5 * 2^23 leaves no bits for a fraction
@@ -87,15 +86,16 @@ DETR_FAST_INLINE Sigmoid<T> sigmoid_of(T x) {
   return {x < 0 ? small : large, x < 0 ? large : small, (x < 0 ? x : 0) - rest, (x < 0 ? 0 : x) + rest};
 }
 
-// p^gamma, where gamma is mostly 2, of a probability whose logarithm is known.
+// p^gamma of a probability whose logarithm is known. kSquare says that gamma is 2, its usual value.
 template <typename T, bool kSquare>
 DETR_FAST_INLINE T power_of(T p, T log_p, T gamma) {
   return kSquare ? p * p : exp_of(gamma * log_p);
 }
 
-// A row of scores padded to whole vectors by values whose exponential is nothing.
+// Rows of scores are padded to a multiple of kLanes by kPaddingScore, whose exponential is 0.
 constexpr int64_t kLanes = 16;
-inline int64_t padded(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
+constexpr float kPaddingScore = -1e30f;
+inline int64_t padded_scores(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
 
 // The greatest of n scores, n a multiple of kLanes, and the sum of e^(score - greatest).
 template <typename T>
@@ -110,4 +110,7 @@ DETR_FAST_INLINE T softmax_sum(const T* scores, int64_t n, T* greatest) {
   return sum;
 }
 
-}  // namespace detr_fast
+}  // namespace detr_fast::DETR_FAST_NAMESPACE
+DETR_FAST_AFTER_NAMESPACE();
+
+#endif
