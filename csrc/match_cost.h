@@ -6,7 +6,7 @@
 namespace detr_fast {
 
 struct MatchOptions {
-  bool focal;  // else softmax
+  bool focal;    // else softmax
   bool corners;  // L1 on corners, else on centres and sizes
   double cost_class, cost_bbox, cost_giou;
   double focal_alpha, focal_gamma, focal_eps;

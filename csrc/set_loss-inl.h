@@ -175,7 +175,7 @@ struct LayerLoss {
   const PackedTargets& targets;
   const LossOptions& options;
   int64_t layer;
-  std::vector<int64_t> target;  // of each query, -1 for none
+  const std::vector<int64_t>& target;  // of each query, -1 for none
 
   int64_t num_queries() const { return static_cast<int64_t>(target.size()); }
   const T* box(int64_t query) const { return boxes.row(layer, query / logits.queries, query % logits.queries); }
@@ -265,10 +265,9 @@ void set_loss(const Predictions<T>& logits, const Predictions<T>& boxes, const P
               const Matches& matches, const LossOptions& options, double* losses) {
   std::fill_n(losses, 3 * logits.layers, 0.0);
   for (int64_t l = 0; l < logits.layers; ++l) {
-    const LayerLoss<T> layer{logits, boxes, targets, options, l,
-                             targets_of_queries(targets, matches, l, logits.images, logits.queries)};
-    losses[l] =
-        options.class_loss == ClassLoss::kSoftmax ? layer.cross_entropies(0, nullptr) : layer.sigmoid_losses();
+    const auto target = targets_of_queries(targets, matches, l, logits.images, logits.queries);
+    const LayerLoss<T> layer{logits, boxes, targets, options, l, target};
+    losses[l] = options.class_loss == ClassLoss::kSoftmax ? layer.cross_entropies(0, nullptr) : layer.sigmoid_losses();
     layer.box_losses(&losses[logits.layers + l], &losses[2 * logits.layers + l]);
   }
 }
@@ -279,8 +278,8 @@ void set_loss_backward(const Predictions<T>& logits, const Predictions<T>& boxes
                        T* grad_boxes) {
   const int64_t layers = logits.layers, queries = logits.images * logits.queries;
   for (int64_t l = 0; l < layers; ++l) {
-    const LayerLoss<T> layer{logits, boxes, targets, options, l,
-                             targets_of_queries(targets, matches, l, logits.images, logits.queries)};
+    const auto target = targets_of_queries(targets, matches, l, logits.images, logits.queries);
+    const LayerLoss<T> layer{logits, boxes, targets, options, l, target};
     T* grad = grad_logits + l * queries * logits.width;
     if (options.class_loss == ClassLoss::kSoftmax) {
       layer.cross_entropies(upstream[l], grad);

@@ -51,8 +51,7 @@ Status AssignmentBatch<T>::solve(AssignmentSolver& solver, const Problem& proble
     }
   }
   if (target_dual) {
-    double* dual_of_queries =
-        query_dual + (problem.layer * images() + problem.image) * groups * queries + first_query;
+    double* dual_of_queries = query_dual + (problem.layer * images() + problem.image) * groups * queries + first_query;
     if (status == Status::kSolved && solver.size() > 0) {
       std::copy_n(solver.column_dual(), size, target_dual + first);
       std::copy_n(solver.row_dual(), queries, dual_of_queries);

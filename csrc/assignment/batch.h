@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "assignment/solver.h"
 #include "assignment/matrix.h"
+#include "assignment/solver.h"
 
 namespace detr_fast {
 
@@ -18,9 +18,9 @@ struct AssignmentBatch {
   std::vector<int64_t> sizes;       // targets of each image
   int64_t targets;                  // their sum
 
-  int64_t* query;        // out, [layers, groups, targets]: counted over all groups; kNone where unassigned
-  double* target_dual;   // out, [layers, groups, targets], or null
-  double* query_dual;    // out, [layers, images, queries of all groups], or null
+  int64_t* query;       // out, [layers, groups, targets]: counted over all groups; kNone where unassigned
+  double* target_dual;  // out, [layers, groups, targets], or null
+  double* query_dual;   // out, [layers, images, queries of all groups], or null
 
   int64_t images() const { return static_cast<int64_t>(sizes.size()); }
 

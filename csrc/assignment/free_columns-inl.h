@@ -72,7 +72,8 @@ class FreeColumns {
     if (value == kForbidden) return kNone;
     int64_t b = 0;
     while (block_least_[row * num_blocks_ + b] != value) ++b;
-    const int64_t begin = b * kBlock, col = begin + find_first(cost_.data + row * cost_.stride + begin, length(b), value);
+    const int64_t begin = b * kBlock;
+    const int64_t col = begin + find_first(cost_.data + row * cost_.stride + begin, length(b), value);
     if (mask_[col] != 0) return kNone;
     mask_[col] = kForbidden;
     return col;
@@ -135,7 +136,7 @@ class FreeColumns {
 
   RowMatrix<T> cost_;
   int64_t num_blocks_;
-  T* mask_;        // [cols] 0 where the column is free, +inf where it is not
+  T* mask_;         // [cols] 0 where the column is free, +inf where it is not
   T* block_least_;  // [rows, blocks]
   T* least_;        // [rows]
   double lowest_ = 0;

@@ -318,9 +318,9 @@ class JonkerVolgenant {
   const int64_t n_, num_columns_;
   const bool wide_, square_;
   const int64_t pitch_;
-  FreeColumns<T> free_;    // not used in the wide form
-  T* const copy_;          // [rows, indices], not used in the wide form
-  const T* const costs_;   // [rows, indices]
+  FreeColumns<T> free_;   // not used in the wide form
+  T* const copy_;         // [rows, indices], not used in the wide form
+  const T* const costs_;  // [rows, indices]
   double* const row_dual_;
   double* column_dual_;    // [indices]
   double* distance_;       // [indices]

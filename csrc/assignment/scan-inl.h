@@ -119,8 +119,7 @@ TwoNearest two_nearest(const T* costs, const double* duals, int64_t n) {
   while (!(found = equal(reduced(k), Pack<double>::fill(low)))) k += kWidth;
   const int lane = __builtin_ctz(found);
   // The lane of the first has its own second; every other lane has its first.
-  const Pack<double> rest =
-      where_equal(Pack<double>::count(), Pack<double>::fill(lane), second, lesser(first, second));
+  const Pack<double> rest = where_equal(Pack<double>::count(), Pack<double>::fill(lane), second, lesser(first, second));
   return {low, rest.lowest(), k + lane};
 }
 

@@ -55,7 +55,7 @@ class SciPyOrder {
   struct Visit {  // of a row by the search for a path
     int64_t row;
     double reached, row_dual;  // its distance; its dual during the search
-    double column_dual;    // of its column, likewise
+    double column_dual;        // of its column, likewise
   };
 
   bool is_valid() const {
@@ -187,10 +187,10 @@ class SciPyOrder {
   const RowMatrix<T> cost_;
   const Assignment out_;
   double* column_dual_;  // [cols] the columns' duals
-  double* distance_;  // [cols]
-  double* rank_;      // [cols] as doubles, so that one kind of vector serves
+  double* distance_;     // [cols]
+  double* rank_;         // [cols] as doubles, so that one kind of vector serves
   int64_t* row_of_column_;
-  int64_t* open_;  // columns outside the search tree, in scan order
+  int64_t* open_;    // columns outside the search tree, in scan order
   int64_t* closed_;  // indices in open_ from which columns went into the tree
   int64_t num_open_ = 0;
   Visit* tree_;

@@ -30,8 +30,8 @@ RowMatrix<T> copy_rows(const MatrixView<T>& cost, Arena& arena) {
     for (int64_t j = 0; j < cost.cols; j += kTile) {
       for (int64_t i = 0; i < cost.rows; i += kTile) {
         const int64_t lanes = cost.rows - i < kTile ? cost.rows - i : kTile;
-        transpose_tile(cost.data + i + j * cost.col_stride, cost.col_stride, cost.cols - j, lanes,
-                       copy + i * pitch + j, pitch);
+        transpose_tile(cost.data + i + j * cost.col_stride, cost.col_stride, cost.cols - j, lanes, copy + i * pitch + j,
+                       pitch);
       }
     }
     return {copy, cost.rows, cost.cols, pitch};
@@ -49,7 +49,8 @@ template <typename T>
 Status solve_rows(const MatrixView<T>& cost, const Assignment& out, Arena& arena) {
   const bool padding = JonkerVolgenant<T>::is_wide(cost.rows, cost.cols);
   const bool in_place = cost.col_stride == 1 && !padding;
-  const RowMatrix<T> rows = in_place ? RowMatrix<T>{cost.data, cost.rows, cost.cols, cost.row_stride} : copy_rows(cost, arena);
+  const RowMatrix<T> rows =
+      in_place ? RowMatrix<T>{cost.data, cost.rows, cost.cols, cost.row_stride} : copy_rows(cost, arena);
   if (sums_fit(rows)) {
     JonkerVolgenant<T> solver(rows, out, arena);
     if (solver.solve(out) && UniquenessCertificate<T>(solver, rows, arena).holds()) return Status::kSolved;

@@ -20,8 +20,8 @@ constexpr int64_t kTile = 8;
 
 inline void transpose_tile(const float* in, std::ptrdiff_t stride, int64_t rows, int64_t lanes, float* out,
                            std::ptrdiff_t pitch) {
-  const __m256i wanted = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(lanes)),
-                                            _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0));
+  const __m256i wanted =
+      _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(lanes)), _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0));
   __m256 a[8], b[8];
   for (int64_t j = 0; j < 8; ++j) {
     a[j] = j < rows ? _mm256_maskload_ps(in + j * stride, wanted) : _mm256_set1_ps(static_cast<float>(kInfinity));

@@ -2,10 +2,10 @@
 //
 // Let s = cost - u - v be the slack of each pair. Any other assignment differs from this one by cycles that alternate
 // between pairs of one and of the other, and by paths of the same kind from a column that becomes free to a free one.
-// It costs more by the slack of its own pairs and by -v of the columns that become free. If every such cycle and path has
-// a term above `tolerance`, the other assignment costs at least about that much more. SciPy's duals, like any that are
-// found by shortest augmenting paths of n rows in double precision, are feasible and tight within (4n + 7) e, where e
-// bounds one rounding error, so that its answer is within 2n (4n + 7) e of the optimum. Above that it is this answer.
+// It costs more by the slack of its own pairs and by -v of the columns that become free. If every such cycle and path
+// has a term above `tolerance`, the other assignment costs at least about that much more. SciPy's duals, like any that
+// are found by shortest augmenting paths of n rows in double precision, are feasible and tight within (4n + 7) e, where
+// e bounds one rounding error, so that its answer is within 2n (4n + 7) e of the optimum. Above that it is this answer.
 //
 // As a graph: an arc from row to row where the first's pair with the other's column is within the tolerance, one from
 // a row to the node "free" where its cheapest free column is, one from that node to each row whose column has a dual
@@ -60,7 +60,8 @@ class UniquenessCertificate {
     const bool forbidden = solution_.highest_ == kInfinity;
     scale = maximum(scale, forbidden ? greatest_finite() * static_cast<double>(n_) : absolute(solution_.highest_));
     for (int64_t i = 0; i < n_; ++i) {
-      scale = maximum(scale, maximum(absolute(solution_.row_dual_[i]), absolute(solution_.column_dual_[solution_.index_of_row_[i]])));
+      scale = maximum(scale, maximum(absolute(solution_.row_dual_[i]),
+                                     absolute(solution_.column_dual_[solution_.index_of_row_[i]])));
     }
     return scale;
   }
@@ -105,7 +106,8 @@ class UniquenessCertificate {
     const Pack<double> dual = Pack<double>::fill(solution_.row_dual_[row]), tolerance = Pack<double>::fill(tolerance_);
     Pack<double> low = Pack<double>::fill(kInfinity);
     for (int64_t k = 0; k < solution_.num_indices_; k += kWidth) {
-      const Pack<double> slack = (Pack<double>::load(costs + k) - Pack<double>::load(solution_.column_dual_ + k)) - dual;
+      const Pack<double> slack =
+          (Pack<double>::load(costs + k) - Pack<double>::load(solution_.column_dual_ + k)) - dual;
       low = lesser(slack, low);
       for (uint32_t near = ~less(tolerance, slack) & kAll; near; near &= near - 1) {
         const int64_t index = k + __builtin_ctz(near);

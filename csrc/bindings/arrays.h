@@ -23,8 +23,8 @@ std::ptrdiff_t stride_of(const py::array_t<T>& array, py::ssize_t axis) {
 template <typename T>
 Predictions<T> predictions_of(const py::array_t<T>& array) {
   if (array.shape(3) > 1 && stride_of(array, 3) != 1) throw py::value_error("the last axis must be contiguous");
-  return {array.data(),        array.shape(0),      array.shape(1),      array.shape(2), array.shape(3),
-          stride_of(array, 0), stride_of(array, 1), stride_of(array, 2)};
+  return {array.data(),   array.shape(0),      array.shape(1),      array.shape(2),
+          array.shape(3), stride_of(array, 0), stride_of(array, 1), stride_of(array, 2)};
 }
 
 inline PackedTargets targets_of(const Array<int64_t>& labels, const Array<float>& boxes,

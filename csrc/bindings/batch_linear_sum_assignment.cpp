@@ -39,8 +39,7 @@ py::tuple solve_batch(const py::array_t<T>& cost, std::vector<int64_t> sizes, in
   }
   py::list failures;
   for (const auto& failure : batch.failures) {
-    failures.append(
-        py::make_tuple(failure.status == Status::kInvalid, failure.layer, failure.image, failure.target));
+    failures.append(py::make_tuple(failure.status == Status::kInvalid, failure.layer, failure.image, failure.target));
   }
   return py::make_tuple(std::move(query), std::move(target_dual), std::move(query_dual), std::move(failures));
 }

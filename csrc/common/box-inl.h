@@ -103,10 +103,9 @@ class GiouGradient {
     const double height = positive_part(overlap(other_a, other_b)), hull_height = hull(other_a, other_b);
     const bool apart = overlap(a, b) < 0;
     const double low = (apart ? 0 : -step(a.low - b.low)) * height, high = (apart ? 0 : step(b.high - a.high)) * height;
-    return {by_intersection_ * low + by_hull_ * -step(b.low - a.low) * hull_height +
-                by_union_ * (-other_a.size() - low),
-            by_intersection_ * high + by_hull_ * step(a.high - b.high) * hull_height +
-                by_union_ * (other_a.size() - high)};
+    return {
+        by_intersection_ * low + by_hull_ * -step(b.low - a.low) * hull_height + by_union_ * (-other_a.size() - low),
+        by_intersection_ * high + by_hull_ * step(a.high - b.high) * hull_height + by_union_ * (other_a.size() - high)};
   }
 
   static double step(double x) { return x > 0 ? 1 : x < 0 ? 0 : 0.5; }
