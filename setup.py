@@ -7,7 +7,7 @@ from setuptools import find_namespace_packages, setup
 
 setup(
     packages=find_namespace_packages(include=["detr_fast", "detr_fast.*"]),
-    package_data={"detr_fast": ["py.typed"], "detr_fast.configs": ["*.yaml"]},
+    package_data={"detr_fast": ["py.typed", "_C.pyi"], "detr_fast.configs": ["*.yaml"]},
     ext_modules=[
         Pybind11Extension(
             "detr_fast._C",
