@@ -7,12 +7,13 @@ from setuptools import find_namespace_packages, setup
 
 setup(
     packages=find_namespace_packages(include=["detr_fast", "detr_fast.*"]),
-    package_data={"detr_fast": ["py.typed"], "detr_fast.configs": ["*.yaml"]},
+    package_data={"detr_fast": ["py.typed", "_C.pyi"], "detr_fast.configs": ["*.yaml"]},
     ext_modules=[
         Pybind11Extension(
             "detr_fast._C",
-            sorted(str(path) for path in Path("csrc").glob("*.cpp")),
-            depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
+            sorted(str(path) for path in Path("csrc").rglob("*.cpp") if "fuzz" not in path.parts),
+            depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
+            include_dirs=["csrc"],
             cxx_std=17,
             # The same roundings on every machine; no errno and no traps from floating point, and sums in vectors
             # where a pragma asks for them.
