@@ -9,6 +9,7 @@ setup(
     # Listed by name: discovery would install a top-level package called "kernels".
     packages=[
         "detr_fast",
+        "detr_fast.checkpoints",
         "detr_fast.configs",
         "detr_fast.data",
         "detr_fast.integrations",

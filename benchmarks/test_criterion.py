@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.conftest import backends, coco_like_targets, synchronized
 from detr_fast import use_backend
-from detr_fast.training import SetCriterion
+from detr_fast.criterion import SetCriterion
 
 
 @pytest.mark.parametrize(("num_images", "num_queries"), [(2, 100), (16, 100)])

@@ -14,11 +14,10 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from detr_fast.models.architecture import build_from_weights, from_huggingface_config
-from detr_fast.models.checkpoints import CheckpointError, load_weights, read_state_dict
-from detr_fast.models.checks import check_batch, check_categories, check_integers
+from detr_fast.checkpoints.architecture import build_from_weights, from_huggingface_config
+from detr_fast.checkpoints.state_dict import CheckpointError, load_weights, read_state_dict
+from detr_fast.models.inference import ImageInput, predict
 from detr_fast.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
-from detr_fast.models.predict import ImageInput, predict
 from detr_fast.models.resnet import build_backbone
 from detr_fast.models.transformer import Transformer
 
@@ -114,7 +113,7 @@ class DETR(
         max_image_size: int | None = 1333,
     ) -> None:
         super().__init__()
-        check_integers(
+        _check_integers(
             num_classes=(num_classes, 1),
             hidden_dim=(hidden_dim, 4),
             num_heads=(num_heads, 1),
@@ -134,7 +133,7 @@ class DETR(
             raise ValueError(f"dropout must be a probability below 1, got {dropout!r}")
 
         self.num_classes = num_classes
-        self.categories = check_categories(categories, num_classes)
+        self.categories = _check_categories(categories, num_classes)
         self.image_size = image_size
         self.max_image_size = max_image_size
 
@@ -170,7 +169,7 @@ class DETR(
         Raises:
             ValueError: images or mask have another shape or dtype.
         """
-        check_batch(images, mask)
+        _check_batch(images, mask)
         features = self.body(images)  # [B,C,h,w]
         if mask is None:
             cells = torch.zeros(1, *features.shape[-2:], dtype=torch.bool, device=features.device)
@@ -190,7 +189,7 @@ class DETR(
     def predict(
         self, images: ImageInput | Sequence[ImageInput], *, threshold: float = 0.5, batch_size: int = 4
     ) -> list[dict[str, Tensor]]:
-        """Detect objects in pictures of any sizes; see :func:`detr_fast.models.predict.predict`."""
+        """Detect objects in pictures of any sizes; see :func:`detr_fast.models.inference.predict`."""
         return predict(self, images, threshold=threshold, batch_size=batch_size)
 
     @classmethod
@@ -250,6 +249,37 @@ def _nowhere(name: str | Path) -> FileNotFoundError:
         f"{name}: there is no such file or directory, and no repository of that name with a config.json can be reached "
         "on the Hugging Face hub"
     )
+
+
+def _check_integers(**arguments: tuple[Any, int]) -> None:
+    """Raise where an argument, given as (value, least value), is no integer or too small."""
+    for name, (value, least) in arguments.items():
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def _check_categories(categories: Sequence[Mapping[str, Any]] | None, num_classes: int) -> list[dict[str, Any]] | None:
+    """The categories as plain dictionaries of ``id`` and ``name``; raise where there are more than classes."""
+    if categories is None:
+        return None
+    if len(categories) > num_classes:
+        raise ValueError(f"{len(categories)} categories do not fit into {num_classes} classes; raise num_classes")
+    for label, category in enumerate(categories):
+        if not {"id", "name"} <= category.keys():
+            raise ValueError(f"category {label} needs an id and a name, got {dict(category)}")
+    return [{"id": int(category["id"]), "name": str(category["name"])} for category in categories]
+
+
+def _check_batch(images: Tensor, mask: Tensor | None) -> None:
+    """Raise where images are not floating point [B,3,H,W], or the mask is not bool [B,H,W]."""
+    if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(
+            f"images must be floating point [B,3,H,W], got {images.dtype} {list(images.shape)}; "
+            "predict takes pictures as they are"
+        )
+    expected = [images.shape[0], *images.shape[2:]]
+    if mask is not None and (mask.dtype != torch.bool or list(mask.shape) != expected):
+        raise ValueError(f"mask must be bool {expected}, True = padding; got {mask.dtype} {list(mask.shape)}")
 
 
 def _check_backbone(backbone: str | nn.Module) -> Any:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from detr_fast import DETR, LossWeights, MatchWeights, Targets, ops
+from detr_fast.checkpoints.formats import recognise, to_original
 from detr_fast.models import load_weights
-from detr_fast.models.formats import recognise, to_original
 
 NUM_CLASSES, NUM_QUERIES = 6, 10
 SIZES = ((480, 640), (333, 500), (64, 800))

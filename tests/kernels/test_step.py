@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detr_fast import LossWeights, MatchWeights, Targets, ops, use_backend
+from detr_fast.criterion import SetCriterion
 from detr_fast.kernels.faults import status_word
-from detr_fast.training.criterion import SetCriterion
 
 IN_TRITON = {"match_cost": "triton", "linear_sum_assignment": "triton", "set_loss": "triton"}
 ALLOCATIONS = {"aten::empty.memory_format", "aten::detach", "aten::_unsafe_view"}

@@ -9,9 +9,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 
 from detr_fast import LossWeights, MatchWeights, Targets, ops, use_backend
+from detr_fast.criterion import SetCriterion
 from detr_fast.kernels import faults
 from detr_fast.ops.backends import COLUMNS
-from detr_fast.training.criterion import SetCriterion
 
 SIZES = [3, 0, 7]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detr_fast import Targets, use_backend
-from detr_fast.training.criterion import SetCriterion
+from detr_fast.criterion import SetCriterion
 
 
 def _image(labels, boxes):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from detr_fast import Targets
-from detr_fast.training import HungarianMatcher, SetCriterion
+from detr_fast.criterion import HungarianMatcher, SetCriterion
 
 
 @pytest.mark.parametrize("case", "ABCDEFT")
