@@ -145,7 +145,7 @@ def test_what_padded_targets_cannot_hold(random_targets):
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
-@pytest.mark.parametrize("preset", ["detr", "mmdet", "deformable"])
+@pytest.mark.parametrize("preset", ["detr", "mmdet2", "deformable"])
 def test_padded_targets_train_as_the_others(random_targets, backend, preset):
     criterion = SetCriterion.preset(preset)
     targets = random_targets([3, 0, 9], 4)
