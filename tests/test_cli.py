@@ -8,6 +8,7 @@ from PIL import Image
 
 from detr_fast import cli
 from detr_fast.data import make_shapes
+from detr_fast.ops.dispatch import OPS
 from detr_fast.training import Trainer
 
 MODEL = [
@@ -107,10 +108,12 @@ def test_check_data(shapes, tmp_path, capsys):
 def test_info_names_every_op(capsys, monkeypatch):
     cli.main(["info"])
     output = capsys.readouterr().out
-    for op in ("sine_position_encoding", "pairwise_box"):
+    for op in ("sine_position_encoding", "sine_coordinate_embedding", "pairwise_box_iou", "pairwise_box_l1"):
         assert f"  {op}: reference\n    triton: " in output
-    for op in ("linear_sum_assignment", "match_cost", "set_loss"):
+    for op in ("batch_linear_sum_assignment", "match_cost", "set_loss, weighted_set_loss"):
         assert f"  {op}: cpp\n    triton: " in output
+    assert "  linear_sum_assignment: cpp\n    scipy: available\n    reference: available" in output
+    assert all(name in output for op in OPS.values() for name in op.public_names)
     monkeypatch.setenv("DETR_FAST_BACKEND", "linear_sum_assignment=scipy")
     cli.main(["info"])
     assert "  linear_sum_assignment: scipy" in capsys.readouterr().out
