@@ -1,4 +1,4 @@
-"""DETR's set criterion: matching, losses of every layer, and the numbers that are logged beside them."""
+"""DETR's matcher and set criterion, on top of the ops; both need PyTorch only."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from detr_fast.ops.set_loss import weighted_set_loss
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import LossWeights, MatchWeights
 
-PRESETS = ("detr", "mmdet", "deformable")
+PRESETS = ("detr", "mmdet2", "mmdet3", "deformable", "rt_detr", "lw_detr")
 
 
 class HungarianMatcher(nn.Module):
-    """Find the query of each target, for all layers and images in one call to each op.
+    """Bipartite matching of queries and targets, for all decoder layers and images in one call to each op.
 
     Args:
-        weights: of the costs.
-        groups: query groups; every target is matched once in each.
+        weights: Costs of the matching; those of :meth:`MatchWeights.detr` by default.
+        groups: Number of query groups. Each target is matched once in each group.
     """
 
     def __init__(self, weights: MatchWeights | None = None, *, groups: int = 1) -> None:
@@ -34,37 +34,43 @@ class HungarianMatcher(nn.Module):
 
     @torch.no_grad()
     def forward(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
-        """Match.
+        """Match each target to a query of its image.
 
         Args:
-            logits: [L,B,Q,C].
-            boxes: [L,B,Q,4], cxcywh in [0,1].
-            targets: of the same B images.
+            logits: Class logits [L,B,Q,C].
+            boxes: Predicted boxes [L,B,Q,4], cxcywh in [0,1].
+            targets: Targets of the same B images.
 
         Returns:
-            int64 [L,T], or [L,G,T] with groups: the query of each target, -1 for none.
+            The index of the query that each target is matched to, -1 where it is unmatched: int64 [L,T], or [L,G,T]
+            with more than one group.
         """
         cost = match_cost(logits, boxes, targets, weights=self.weights, groups=self.groups)
         return batch_linear_sum_assignment(cost, targets, groups=self.groups)
 
 
 class CriterionOutput(NamedTuple):
-    """What a criterion gives back."""
+    """The output of :class:`SetCriterion`.
 
-    total: Tensor  # scalar: the weighted sum over all losses and layers, to call backward on
-    terms: dict[str, Tensor]  # scalars: losses before their weights, and errors that are only logged
+    Attributes:
+        total: Scalar, the weighted sum of all losses over all layers, to call ``backward`` on.
+        terms: Scalars by name: the losses before weighting, and the errors that are logged beside them.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
 
 
 class SetCriterion(nn.Module):
-    """The loss of DETR (https://arxiv.org/abs/2005.12872, section 3.1), every decoder layer alike.
+    """The loss of DETR (https://arxiv.org/abs/2005.12872, section 3.1), applied to each decoder layer.
 
-    Both divisors, of the box losses and of the cross-entropy, are means over the ranks of a distributed run,
-    so that several ranks train as one with the whole batch does.
+    In a distributed run the divisors of the box losses and of the cross-entropy are averaged over the ranks, so that
+    the gradients equal those of a single process with the entire batch.
 
     Args:
-        match: costs of the matching.
-        loss: weights of the losses.
-        groups: query groups (1 unless group-DETR).
+        match: Costs of the matching; those of :meth:`MatchWeights.detr` by default.
+        loss: Weights of the losses; those of :meth:`LossWeights.detr` by default.
+        groups: Number of query groups; 1 unless the model is a Group DETR.
     """
 
     def __init__(self, match: MatchWeights | None = None, loss: LossWeights | None = None, *, groups: int = 1) -> None:
@@ -74,23 +80,32 @@ class SetCriterion(nn.Module):
 
     @classmethod
     def preset(cls, name: str) -> SetCriterion:
-        """The criterion of ``"detr"``, ``"mmdet"`` or ``"deformable"``."""
+        """Build the criterion of an implementation.
+
+        Args:
+            name: ``"detr"`` (facebookresearch/detr), ``"mmdet2"`` (the DETR head of MMDetection 2.11), ``"mmdet3"``
+                (MMDetection 3.3), ``"deformable"`` (Deformable DETR), ``"rt_detr"`` or ``"lw_detr"``. The class
+                methods of :class:`MatchWeights` and :class:`LossWeights` of that name have the details.
+
+        Raises:
+            ValueError: There is no preset of that name.
+        """
         if name not in PRESETS:
             raise ValueError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
         return cls(getattr(MatchWeights, name)(), getattr(LossWeights, name)())
 
     def forward(self, logits: Tensor, boxes: Tensor, targets: Targets) -> CriterionOutput:
-        """Match, and compute all losses.
+        """Match queries and targets, and compute all losses.
 
         Args:
-            logits: [L,B,Q,C]; layer L-1 is the final output.
-            boxes: [L,B,Q,4], cxcywh in [0,1].
-            targets: of the same B images.
+            logits: Class logits [L,B,Q,C]; layer L-1 is the output of the model.
+            boxes: Predicted boxes [L,B,Q,4], cxcywh in [0,1].
+            targets: Targets of the same B images.
 
         Returns:
-            The total, and the terms under the original's names: ``loss_ce``, ``loss_bbox``, ``loss_giou``,
-            ``cardinality_error`` for the final layer, the same with ``_0`` to ``_{L-2}`` for the auxiliary
-            ones, and ``class_error`` in percent for the final layer.
+            The total and the terms, named as in facebookresearch/detr: ``loss_ce``, ``loss_bbox``, ``loss_giou`` and
+            ``cardinality_error`` for the last layer, the same with the suffixes ``_0`` to ``_{L-2}`` for the auxiliary
+            layers, and ``class_error`` in percent for the last layer.
         """
         query_index = self.matcher(logits, boxes, targets)
         num_boxes, class_normalizer = self._normalizers(logits, targets)
@@ -116,7 +131,7 @@ class SetCriterion(nn.Module):
         boxes: Tensor | float = count_boxes(targets, num_queries, weights, groups=groups)
         classes: Tensor | float = count_class_weight(targets, num_queries, weights, groups=groups)
         if dist.is_available() and dist.is_initialized():
-            # Filled on the device: a copy from the host would wait for it.
+            # new_full fills on the device; a tensor of host values would be copied, which synchronizes.
             both = torch.stack(
                 [n if isinstance(n, Tensor) else logits.new_full((), n, dtype=torch.float32) for n in (boxes, classes)]
             )
@@ -126,6 +141,7 @@ class SetCriterion(nn.Module):
 
 
 def _by_layer(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Split terms [L] into scalars, the auxiliary layers' with a suffix."""
     named = {}
     for name, layers in terms.items():
         *auxiliary, final = layers.unbind()

@@ -14,7 +14,7 @@ PACKAGES = ("torch", "triton", "numpy", "scipy", "accelerate", "faster-coco-eval
 
 
 def describe() -> str:
-    """Versions, devices, and for each op and device the backends, the one chosen, and why not the others."""
+    """List versions and devices, and for each op and device the backend chosen and why the others are not."""
     lines = [f"detr_fast {detr_fast.__version__}, Python {platform.python_version()}, {platform.machine()}"]
     lines += [f"  {name} {package_version(name)}" for name in PACKAGES]
     devices = [torch.device("cpu")]
@@ -25,17 +25,18 @@ def describe() -> str:
         lines.append("GPU: none that torch can use")
     for device in devices:
         lines.append(f"ops on {device.type}:")
-        for op in OPS.values():
+        for op in sorted(OPS.values(), key=lambda op: op.name):
             lines += _describe_op(op, device)
     return "\n".join(lines)
 
 
 def _describe_op(op: Op, device: torch.device) -> list[str]:
+    names = ", ".join(op.public_names)
     try:
         chosen = op.choose(device).name
     except BackendError as error:
-        return [f"  {op.name}: {error}"]
-    lines = [f"  {op.name}: {chosen}"]
+        return [f"  {names}: {error}"]
+    lines = [f"  {names}: {chosen}"]
     for backend in op.backends.values():
         if backend.name != chosen:
             lines.append(f"    {backend.name}: {backend.refusal(device) or 'available'}")

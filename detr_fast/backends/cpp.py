@@ -80,7 +80,7 @@ def batch_linear_sum_assignment(
 
 def match_cost(logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWeights) -> Tensor:
     """Compute the matching cost [L,T,Q]."""
-    targets.check_labels(logits.shape[3] - (weights.class_cost == "softmax"))
+    targets.check_label_values(logits.shape[3] - (weights.class_cost == "softmax"))
     options = _extension().MatchOptions(
         focal=weights.class_cost == "focal",
         corners=weights.l1_format == "xyxy",
@@ -137,7 +137,7 @@ def set_loss_backward(
 def _loss_arguments(
     logits: Tensor, boxes: Tensor, targets: Targets, query_index: Tensor, weights: LossWeights
 ) -> tuple[Any, ...]:
-    targets.check_labels(logits.shape[3] - (weights.class_loss == "softmax"))
+    targets.check_label_values(logits.shape[3] - (weights.class_loss == "softmax"))
     options = _extension().LossOptions(
         class_loss=getattr(_extension().ClassLoss, weights.class_loss),
         no_object=weights.no_object,

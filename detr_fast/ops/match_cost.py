@@ -41,6 +41,8 @@ def match_cost(
         ValueError: shapes do not fit together, Q is not a multiple of ``groups``, or a label is out of range.
         BackendError: the backend asked for cannot run here.
     """
+    if not isinstance(weights, MatchWeights):
+        raise TypeError(f"weights must be MatchWeights, got {type(weights).__name__}")
     check_predictions(logits, boxes, targets, softmax=weights.class_cost == "softmax")
     if groups < 1 or logits.shape[2] % groups:
         raise ValueError(f"{logits.shape[2]} queries cannot be divided into {groups} groups")
@@ -54,6 +56,7 @@ def _match_cost(
     targets: Targets,
     weights: MatchWeights,
 ) -> Tensor:  # [L,T,Q]
+    targets.check_label_values(logits.shape[3] - (weights.class_cost == "softmax"))
     dtype = compute_dtype(logits, boxes)
     image = targets.image_index()  # [T]
     logits, boxes = logits.to(dtype), boxes.to(dtype)

@@ -101,7 +101,11 @@ def _run(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Compute the losses [3,L] and their weighted sum []."""
+    if not isinstance(weights, LossWeights):
+        raise TypeError(f"weights must be LossWeights, got {type(weights).__name__}")
     check_predictions(logits, boxes, targets, softmax=weights.class_loss == "softmax")
+    if query_index.is_floating_point() or query_index.dtype == torch.bool:
+        raise ValueError(f"query_index must be int64, got {query_index.dtype}")
     if query_index.dim() == 2:
         query_index = query_index[:, None]
     if query_index.dim() != 3 or (query_index.shape[0], query_index.shape[2]) != (logits.shape[0], targets.num_targets):
@@ -109,6 +113,7 @@ def _run(
             f"query_index must be [L,T] or [L,G,T] with L={logits.shape[0]} and T={targets.num_targets}, "
             f"got {list(query_index.shape)}"
         )
+    query_index = query_index.to(torch.int64)
     num_queries, groups = logits.shape[2], query_index.shape[1]
     if num_boxes is None:
         num_boxes = at_least(count_boxes(targets, num_queries, weights, groups=groups), 1)
@@ -128,6 +133,7 @@ def _set_loss(
     num_boxes: Scalar,
     class_normalizer: Scalar,
 ) -> tuple[Tensor, Tensor]:  # the losses [3,L] and their weighted sum []
+    targets.check_label_values(logits.shape[3] - (weights.class_loss == "softmax"))
     dtype = compute_dtype(logits, boxes)
     logits, boxes = logits.to(dtype), boxes.to(dtype)
     loss_bbox, loss_giou, iou = _box_losses(boxes, targets, query_index, weights)

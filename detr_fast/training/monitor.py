@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from detr_fast.ops.faults import raise_faults
-from detr_fast.training.files import write_whole
+from detr_fast.training.run_checkpoint import write_whole
 
 logger = logging.getLogger(__name__)
 

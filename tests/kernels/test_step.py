@@ -111,7 +111,7 @@ def test_nothing_waits_for_the_device(random_targets):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("preset", ["detr", "mmdet", "deformable"])
+@pytest.mark.parametrize("preset", ["detr", "mmdet2", "deformable"])
 def test_a_cuda_graph_serves_other_batches_than_it_was_captured_with(random_targets, preset):
     criterion = SetCriterion.preset(preset)
     logits, boxes = _predictions(3, 3, 20, 5, torch.device("cuda"))

@@ -91,7 +91,7 @@ def _steps(predictions: tuple[Tensor, Tensor], run, targets: Targets) -> list[Te
 
 
 @pytest.mark.parametrize(
-    ("preset", "name"), [("detr", "cpp"), ("mmdet", "triton"), ("deformable", "triton"), ("deformable", "reference")]
+    ("preset", "name"), [("detr", "cpp"), ("mmdet2", "triton"), ("deformable", "triton"), ("deformable", "reference")]
 )
 def test_the_criterion_compiles_whole_and_once_for_all_batches(predictions, random_targets, name, preset):
     criterion = SetCriterion.preset(preset)

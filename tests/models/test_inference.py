@@ -118,7 +118,7 @@ def test_predicts_in_the_models_dtype(model):
         (np.zeros((0, 4, 3), np.uint8), r"image 1: .*got uint8 \[0, 4, 3\]"),
         (torch.zeros(2, 3, 4, 4), r"image 1: a tensor must be \[3,H,W\], got \[2, 3, 4, 4\].*list\(batch\)"),
         (torch.full((3, 4, 4), float("nan")), r"image 1: .*without NaN"),
-        (torch.full((3, 4, 4), 1.5), r"image 1: .*within \[0,1\].*do not normalise"),
+        (torch.full((3, 4, 4), 1.5), r"image 1: .*within \[0,1\].*do not normalize"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), r"image 1: a tensor must be uint8.*got torch.int64"),
         ("nowhere.png", r"image 1: nowhere\.png"),
         (None, "image 1: expected a path, a PIL image, an array or a tensor, got NoneType"),

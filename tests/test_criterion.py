@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from detr_fast import HungarianMatcher, SetCriterion, Targets
+from detr_fast import LossWeights, MatchWeights, Targets
+from detr_fast.criterion import PRESETS, HungarianMatcher, SetCriterion
 
 
 @pytest.mark.parametrize("case", "ABCDEFT")
@@ -23,7 +26,7 @@ def test_golden_terms(golden, golden_case, case):
 
 
 def test_golden_model(golden, tiny_detr):
-    """The whole step, from images to the gradient of every parameter."""
+    """The entire step, from images to the gradient of every parameter."""
     arrays = golden("tiny_official_post_sine")
     counts = arrays["tgt_counts"].tolist()
     labels, boxes = (torch.from_numpy(arrays[f"tgt_{key}"]).split(counts) for key in ("labels", "boxes"))
@@ -64,13 +67,30 @@ def test_groups_train_every_group(random_targets):
 def test_presets_differ_where_they_should(random_targets):
     targets = random_targets([6], 3)
     logits, boxes = torch.randn(1, 1, 4, 4), torch.rand(1, 1, 4, 4) * 0.5 + 0.1
-    original, mmdet = SetCriterion.preset("detr"), SetCriterion.preset("mmdet")
-    ours = original(logits, boxes, targets).terms["loss_bbox"]
-    mmdet.matcher = original.matcher
-    # Six targets, four of them matched: the divisors are 6 and 4.
-    torch.testing.assert_close(mmdet(logits, boxes, targets).terms["loss_bbox"], ours * 6 / 4)
-    with pytest.raises(ValueError, match="the presets are detr, mmdet, deformable"):
+    detr, mmdet = SetCriterion.preset("detr"), SetCriterion.preset("mmdet2")
+    expected = detr(logits, boxes, targets).terms["loss_bbox"]
+    mmdet.matcher = detr.matcher
+    # Of six targets four are matched: the divisors are 6 and 4.
+    torch.testing.assert_close(mmdet(logits, boxes, targets).terms["loss_bbox"], expected * 6 / 4)
+    with pytest.raises(ValueError, match="the presets are detr, mmdet2, mmdet3, deformable, rt_detr, lw_detr"):
         SetCriterion.preset("yolo")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_train(name, random_targets):
+    criterion = SetCriterion.preset(name)
+    assert criterion.matcher.weights == getattr(MatchWeights, name)()
+    assert criterion.weights == getattr(LossWeights, name)()
+    logits = torch.randn(2, 2, 8, 4, requires_grad=True)
+    boxes = (torch.rand(2, 2, 8, 4) * 0.5 + 0.1).requires_grad_()
+    criterion(logits, boxes, random_targets([2, 3], 3)).total.backward()
+    assert logits.grad.isfinite().all()
+    assert boxes.grad.isfinite().all()
+
+
+def test_the_presets_of_mmdetection_differ_in_the_format_of_the_l1_cost():
+    assert MatchWeights.mmdet2() == replace(MatchWeights.mmdet3(), l1_format="xyxy")
+    assert LossWeights.mmdet2() == LossWeights.mmdet3()
 
 
 def test_errors_that_are_logged(random_targets):
@@ -80,14 +100,14 @@ def test_errors_that_are_logged(random_targets):
     boxes = torch.tensor([[[[0.2, 0.2, 0.1, 0.1], [0.8, 0.8, 0.1, 0.1], [0.5, 0.5, 0.9, 0.9]]]])
     logits = torch.tensor([[[[9.0, 0, 0], [9.0, 0, 0], [9.0, 0, 0]]]])
     terms = SetCriterion()(logits, boxes, targets).terms
-    assert float(terms["class_error"]) == 50  # the second box is called class 0
-    assert float(terms["cardinality_error"]) == 1  # three found, two there
+    assert float(terms["class_error"]) == 50  # the second box is predicted as class 0
+    assert float(terms["cardinality_error"]) == 1  # three are predicted, two exist
     focal = SetCriterion.preset("deformable")
     assert float(focal(logits[..., :2], boxes, targets).terms["cardinality_error"]) == 1
 
 
-def test_original_r50_trains_a_step():
-    """The whole configuration, on a picture of COCO's size."""
+def test_resnet50_trains_a_step():
+    """The complete configuration, on an image of COCO's size."""
     from detr_fast import detr_resnet50
 
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from detr_fast.models.checkpoints import CheckpointError
+from detr_fast.checkpoints.state_dict import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,14 @@ def load_last_whole(directory: Path) -> dict[str, Any] | None:
             logger.warning("resuming from %s instead", path)
         return state
     raise CheckpointError("no checkpoint can be resumed from: " + "; ".join(failures))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file beside ``path`` and move it there in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def _recency(path: Path) -> tuple[int, int]:

@@ -194,7 +194,7 @@ def test_a_backbone_of_ones_own_is_asked_for_again(tmp_path, tiny_detr, tiny_bac
     model = tiny_detr()
     model.save_pretrained(tmp_path)
     assert_same_weights(DETR.from_pretrained(tmp_path, backbone=tiny_backbone()), model.state_dict())
-    with pytest.raises(ValueError, match="saved with a backbone of its own; pass it as backbone="):
+    with pytest.raises(ValueError, match="saved with a custom backbone; pass that module as backbone="):
         DETR.from_pretrained(tmp_path)
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from detr_fast import DETR
+from detr_fast.checkpoints.formats import COCO_ROWS, RULES, convert_classes, from_original, recognise, to_original
 from detr_fast.cli import main
 from detr_fast.models import CheckpointError, read_state_dict
-from detr_fast.models.formats import COCO_ROWS, RULES, convert_classes, from_original, recognise, to_original
 
 SMALL = {
     "backbone": "resnet18",

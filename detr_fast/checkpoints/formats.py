@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from detr_fast.models.checkpoints import CheckpointError, shorten
+from detr_fast.checkpoints.state_dict import CheckpointError, shorten
 
 Format = Literal["original", "huggingface", "huggingface_timm", "mmdet2", "mmdet3"]
 StateDict = Mapping[str, Tensor]

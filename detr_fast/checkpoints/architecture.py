@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from detr_fast.models.checkpoints import CheckpointError, load_weights, read_state_dict
-from detr_fast.models.formats import to_original
+from detr_fast.checkpoints.formats import to_original
+from detr_fast.checkpoints.state_dict import CheckpointError, load_weights, read_state_dict
 
 logger = logging.getLogger(__name__)
 
