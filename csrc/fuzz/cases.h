@@ -29,5 +29,6 @@ class Bytes {
 void check_assignment(Bytes& bytes);        // one matrix, against the reference
 void check_assignment_batch(Bytes& bytes);  // with several threads
 void check_losses(Bytes& bytes);            // match_cost, set_loss and its backward
+void check_refusals(Bytes& bytes);          // the same with an index out of range
 
 }  // namespace detr_fast

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -105,7 +107,7 @@ Case<T> make_case(Bytes& bytes) {
   const bool layers_inside = bytes.below(2);
   c.logits = layout(c.logit_values.data(), layers, images, queries, classes, layers_inside);
   c.boxes = layout(c.box_values.data(), layers, images, queries, 4, layers_inside);
-  c.targets = {c.labels.data(), c.target_boxes.data(), c.offsets.data(), count};
+  c.targets = {c.labels.data(), c.target_boxes.data(), c.offsets.data(), count, images};
   c.matches = {c.query.data(), groups};
   const double gamma = bytes.below(2) ? 2 : 1.5, giou_eps = bytes.below(2) ? 1e-7 : 0, scale = bytes.below(2) ? 1 : 640;
   c.match_options = {
@@ -177,7 +179,45 @@ void check_case(Bytes& bytes) {
   }
 }
 
+template <typename T>
+bool is_refused(Case<T>& c) {
+  try {
+    run(c);
+  } catch (const std::invalid_argument&) {
+    return true;
+  }
+  return false;
+}
+
+// An index out of range is refused, whichever it is.
+template <typename T>
+void check_refusal(Bytes& bytes) {
+  constexpr int64_t kExtremes[] = {std::numeric_limits<int64_t>::min(), -2, std::numeric_limits<int32_t>::max(),
+                                   std::numeric_limits<int64_t>::max()};
+  Case<T> c = make_case<T>(bytes);
+  const int64_t extreme = kExtremes[bytes.below(4)];
+  switch (bytes.below(3)) {
+    case 0: {
+      if (c.count == 0) return;
+      const bool focal = c.match_options.focal && c.loss_options.class_loss != ClassLoss::kSoftmax;
+      c.labels[bytes.below(c.count)] = bytes.below(2) ? extreme : focal ? c.classes : c.classes - 1;
+      break;
+    }
+    case 1:
+      if (c.query.size() == 0) return;
+      c.query[bytes.below(c.query.size())] = bytes.below(2) ? extreme : c.queries;
+      break;
+    default: {
+      const int64_t image = bytes.below(c.images + 1);
+      c.offsets[image] = image == 0 ? 1 : bytes.below(2) ? std::numeric_limits<int32_t>::max() : -1;
+    }
+  }
+  require(is_refused(c), "an index out of range is refused");
+}
+
 }  // namespace
+
+void check_refusals(Bytes& bytes) { bytes.next() % 2 ? check_refusal<float>(bytes) : check_refusal<double>(bytes); }
 
 void check_losses(Bytes& bytes) { bytes.next() % 2 ? check_case<float>(bytes) : check_case<double>(bytes); }
 
