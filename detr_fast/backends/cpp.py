@@ -25,7 +25,9 @@ else:  # without an import statement, which import-linter takes for one of the p
     try:
         _C = import_module("detr_fast._C")
     except ImportError as error:
-        _not_built = f"the extension is not built ({error}); install the package with pip"
+        _not_built = (
+            f"the extension is not built ({error}); install the package with pip (in a source tree: pip install -e .)"
+        )
 
 _FROM_ANY_DEVICE = ("linear_sum_assignment", "batch_linear_sum_assignment")  # these copy their arguments to the host
 
