@@ -21,6 +21,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) build *.egg-info detr_fast/_C*.so
@@ -28,7 +29,7 @@ clean:
 # One environment for everything, from the project's own files. Sources of the extension rebuild it.
 $(INSTALLED): constraints.txt pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test,docs]"
 	touch $@
 
 $(PEERS)/installed: tests/integrations/peers.txt $(INSTALLED)
