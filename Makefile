@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PEERS := $(VENV)/peers
+CSRC := $(wildcard $(foreach folder,csrc csrc/*,$(folder)/*.cpp $(folder)/*.h))
 
 .PHONY: demo test test-peers lint clean
 
@@ -19,6 +20,7 @@ test-peers: $(PEERS)/installed
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(CSRC)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
@@ -27,7 +29,7 @@ clean:
 	rm -rf $(VENV) build *.egg-info detr_fast/_C*.so
 
 # One environment for everything, from the project's own files. Sources of the extension rebuild it.
-$(INSTALLED): constraints.txt pyproject.toml setup.py $(wildcard csrc/*)
+$(INSTALLED): constraints.txt pyproject.toml setup.py $(CSRC)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test,docs]"
 	touch $@

@@ -1,30 +1,19 @@
-"""Builds detr_fast._C from csrc/ and installs kernels/ as detr_fast.kernels; metadata is in pyproject.toml."""
+"""Build detr_fast._C from csrc/; kernels/ is detr_fast.kernels, by a link. Metadata is in pyproject.toml."""
 
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
-from setuptools import setup
+from setuptools import find_namespace_packages, setup
 
 setup(
-    # Listed by name: discovery would install a top-level package called "kernels".
-    packages=[
-        "detr_fast",
-        "detr_fast.configs",
-        "detr_fast.data",
-        "detr_fast.integrations",
-        "detr_fast.integrations.huggingface",
-        "detr_fast.kernels",
-        "detr_fast.models",
-        "detr_fast.ops",
-        "detr_fast.training",
-    ],
-    package_dir={"detr_fast": "detr_fast", "detr_fast.kernels": "kernels"},
-    package_data={"detr_fast": ["py.typed"], "detr_fast.configs": ["*.yaml"]},
+    packages=find_namespace_packages(include=["detr_fast", "detr_fast.*"]),
+    package_data={"detr_fast": ["py.typed", "_C.pyi"], "detr_fast.configs": ["*.yaml"]},
     ext_modules=[
         Pybind11Extension(
             "detr_fast._C",
-            sorted(str(path) for path in Path("csrc").glob("*.cpp")),
-            depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
+            sorted(str(path) for path in Path("csrc").rglob("*.cpp") if "fuzz" not in path.parts),
+            depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
+            include_dirs=["csrc"],
             cxx_std=17,
             # The same roundings on every machine; no errno and no traps from floating point, and sums in vectors
             # where a pragma asks for them.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from detr_fast import Targets
-from detr_fast.ops.backends import COLUMNS
+from detr_fast.ops.dispatch import OPS
 
 DEVICES = ["cpu", "cuda"]
 
@@ -15,7 +15,7 @@ def backends(column: str) -> list[object]:
     """Each device and backend of a hot path, the ones that cannot run skipped with their reason."""
     parameters = []
     for device in DEVICES:
-        for backend in COLUMNS[column].backends.values():
+        for backend in OPS[column].backends.values():
             reason = None if device == "cpu" or torch.cuda.is_available() else "there is no GPU"
             reason = reason or backend.unavailable(torch.device(device))
             marks = [pytest.mark.skip(reason=reason)] if reason else []

@@ -17,8 +17,7 @@ import torch
 from benchmarks.conftest import coco_like_targets
 from benchmarks.gpu_step_cases import criterion_step
 from benchmarks.integration_steps import predictions
-from detr_fast import ops
-from detr_fast.training import SetCriterion
+from detr_fast import SetCriterion, ops
 
 ROOT = Path(__file__).parents[1]
 TESTS_SECONDS, SANITIZER_SECONDS = 300, 90

@@ -95,5 +95,5 @@ def measure(case: Case, device: torch.device) -> Row:
 
 
 def _raise_faults() -> None:
-    if faults := sys.modules.get("detr_fast.kernels.faults"):
+    if faults := sys.modules.get("detr_fast.ops.faults"):
         faults.raise_faults()

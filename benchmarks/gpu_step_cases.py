@@ -11,8 +11,7 @@ from torch import Tensor
 from benchmarks.conftest import coco_like_targets
 from benchmarks.gpu_rows import Case, Goal, Sides
 from benchmarks.integration_steps import FAMILIES, predictions, rfdetr_steps, steps
-from detr_fast import LossWeights, MatchWeights, Targets
-from detr_fast.training import SetCriterion
+from detr_fast import LossWeights, MatchWeights, SetCriterion, Targets
 
 MOST_TARGETS = 63  # of an image, in coco_like_targets
 

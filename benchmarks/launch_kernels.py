@@ -7,14 +7,14 @@ import torch
 from benchmarks.conftest import coco_like_targets
 from benchmarks.integration_steps import predictions
 from detr_fast import LossWeights, MatchWeights, ops, use_backend
-from detr_fast.ops.backends import COLUMNS
+from detr_fast.ops.dispatch import OPS
 
 
 def launch_kernels(device: torch.device) -> None:
     """Run each op's Triton backend, forward and backward, in its main variants."""
     targets = coco_like_targets(2).to(device)
     logits, boxes = predictions(1, 2, 20, 92, device)
-    with use_backend(**dict.fromkeys(COLUMNS, "triton")):
+    with use_backend(**dict.fromkeys(OPS, "triton")):
         mask = torch.zeros(1, 3, 20, dtype=torch.bool, device=device)
         for layout in ("bchw", "blc"):
             ops.sine_position_encoding(mask, 16, layout=layout)
@@ -27,7 +27,7 @@ def launch_kernels(device: torch.device) -> None:
             index = ops.batch_linear_sum_assignment(cost, targets)
             total, _ = ops.weighted_set_loss(*leaves, targets, index, weights=getattr(LossWeights, preset)())
             total.backward()
-    from detr_fast.kernels import faults
+    from detr_fast.ops import faults
 
     faults.raise_faults()
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from benchmarks.conftest import backends, coco_like_targets, synchronized
-from detr_fast import use_backend
-from detr_fast.training import SetCriterion
+from detr_fast import SetCriterion, use_backend
 
 
 @pytest.mark.parametrize(("num_images", "num_queries"), [(2, 100), (16, 100)])

@@ -1,12 +1,12 @@
 // Class, L1 and GIoU cost of each target over the queries of its own image.
 #pragma once
 
-#include "packed.h"
+#include "common/arrays.h"
 
 namespace detr_fast {
 
 struct MatchOptions {
-  bool focal;  // else softmax
+  bool focal;    // else softmax
   bool corners;  // L1 on corners, else on centres and sizes
   double cost_class, cost_bbox, cost_giou;
   double focal_alpha, focal_gamma, focal_eps;

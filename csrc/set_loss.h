@@ -1,7 +1,7 @@
 // Class, L1 and GIoU loss of matched queries, and their gradients.
 #pragma once
 
-#include "packed.h"
+#include "common/arrays.h"
 
 namespace detr_fast {
 

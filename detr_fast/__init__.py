@@ -1,4 +1,4 @@
-"""DETR, whole, with its hot paths as swappable and verified implementations."""
+"""DETR, and the hot paths of DETR-like detectors as interchangeable, verified implementations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from detr_fast import ops
-from detr_fast.ops.backends import use_backend
+from detr_fast.criterion import HungarianMatcher, SetCriterion
+from detr_fast.ops.dispatch import use_backend
+from detr_fast.ops.faults import raise_faults
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import LossWeights, MatchWeights
 
@@ -39,8 +41,10 @@ _MODELS = (
 
 __all__ = [
     "DETR",
+    "HungarianMatcher",
     "LossWeights",
     "MatchWeights",
+    "SetCriterion",
     "Targets",
     "detr_resnet18",
     "detr_resnet34",
@@ -49,6 +53,7 @@ __all__ = [
     "detr_resnet101",
     "detr_resnet101_dc5",
     "ops",
+    "raise_faults",
     "use_backend",
 ]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detr_fast.info import describe
-from detr_fast.ops.backends import BackendError
+from detr_fast.ops.dispatch import BackendError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace

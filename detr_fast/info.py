@@ -8,13 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import detr_fast
-from detr_fast.ops.backends import COLUMNS, BackendError, Column
+from detr_fast.ops.dispatch import OPS, BackendError, Op
 
 PACKAGES = ("torch", "triton", "numpy", "scipy", "accelerate", "faster-coco-eval", "huggingface_hub", "safetensors")
 
 
 def describe() -> str:
-    """Versions, devices, and for each op and device the backends, the one chosen, and why not the others."""
+    """List versions and devices, and for each op and device the backend chosen and why the others are not."""
     lines = [f"detr_fast {detr_fast.__version__}, Python {platform.python_version()}, {platform.machine()}"]
     lines += [f"  {name} {package_version(name)}" for name in PACKAGES]
     devices = [torch.device("cpu")]
@@ -25,20 +25,21 @@ def describe() -> str:
         lines.append("GPU: none that torch can use")
     for device in devices:
         lines.append(f"ops on {device.type}:")
-        for column in COLUMNS.values():
-            lines += _describe_column(column, device)
+        for op in sorted(OPS.values(), key=lambda op: op.name):
+            lines += _describe_op(op, device)
     return "\n".join(lines)
 
 
-def _describe_column(column: Column, device: torch.device) -> list[str]:
+def _describe_op(op: Op, device: torch.device) -> list[str]:
+    names = ", ".join(op.public_names)
     try:
-        chosen = column.choose(device).name
+        chosen = op.choose(device).name
     except BackendError as error:
-        return [f"  {column.name}: {error}"]
-    lines = [f"  {column.name}: {chosen}"]
-    for backend in column.backends.values():
+        return [f"  {names}: {error}"]
+    lines = [f"  {names}: {chosen}"]
+    for backend in op.backends.values():
         if backend.name != chosen:
-            lines.append(f"    {backend.name}: {backend.unavailable(device) or 'available'}")
+            lines.append(f"    {backend.name}: {backend.refusal(device) or 'available'}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Boxes inside kernels: IoU, GIoU and their gradients, number for number as in detr_fast.ops.pairwise_box."""
+"""Boxes inside kernels: IoU, GIoU and their gradients; the formulas are those of detr_fast.ops.boxes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load_box(ptr, mask, COMPUTE: tl.constexpr):
 
 @triton.jit
 def corners(cx, cy, width, height):
-    """Centre and size to corners."""
+    """Corners of boxes given by center and size."""
     return cx - width * 0.5, cy - height * 0.5, cx + width * 0.5, cy + height * 0.5
 
 
@@ -42,60 +42,60 @@ def _minimum(a, b):
 
 
 @triton.jit
-def _at_least(whole, EPS: tl.constexpr):
-    """The divisor that is taken for ``whole``, and whether it still depends on it."""
-    if EPS > 0:
-        return _maximum(whole, tl.full((), EPS, whole.dtype)), whole >= EPS
-    return tl.where(whole == 0, 1.0, whole), whole != 0
+def _at_least(area, GIOU_EPS: tl.constexpr):
+    """The divisor that stands for ``area``, and whether it depends on it."""
+    if GIOU_EPS > 0:
+        return _maximum(area, tl.full((), GIOU_EPS, area.dtype)), area >= GIOU_EPS
+    return tl.where(area == 0, 1.0, area), area != 0
 
 
 @triton.jit
-def box_iou(ax0, ay0, ax1, ay1, bx0, by0, bx1, by1, GENERALIZED: tl.constexpr, EPS: tl.constexpr):
-    """IoU, or GIoU, of corner boxes that broadcast; EPS is the smallest area to divide by."""
+def box_iou(ax0, ay0, ax1, ay1, bx0, by0, bx1, by1, GENERALIZED: tl.constexpr, GIOU_EPS: tl.constexpr):
+    """IoU, or GIoU, of corner boxes that broadcast; GIOU_EPS is the smallest area to divide by."""
     width = _maximum(_minimum(ax1, bx1) - _maximum(ax0, bx0), 0.0)
     height = _maximum(_minimum(ay1, by1) - _maximum(ay0, by0), 0.0)
     intersection = width * height
     union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - intersection
-    union_divisor, depends = _at_least(union, EPS)
+    union_divisor, depends = _at_least(union, GIOU_EPS)
     iou = intersection / union_divisor
-    if EPS == 0:
+    if GIOU_EPS == 0:
         iou = tl.where(depends, iou, 0.0)
     if not GENERALIZED:
         return iou
     enclosure = (_maximum(ax1, bx1) - _minimum(ax0, bx0)) * (_maximum(ay1, by1) - _minimum(ay0, by0))
-    divisor, depends = _at_least(enclosure, EPS)
-    if EPS > 0:
+    divisor, depends = _at_least(enclosure, GIOU_EPS)
+    if GIOU_EPS > 0:
         return iou - (divisor - union_divisor) / divisor
     return iou - tl.where(depends, (enclosure - union) / divisor, 0.0)
 
 
 @triton.jit
-def _first_share(a, b):
-    """The part of the gradient of max(a, b) that is a's: ties are halved, as PyTorch does."""
+def _max_share(a, b):
+    """The share of a in the gradient of max(a, b): one half each where they are equal, as in PyTorch."""
     return tl.where(a > b, 1.0, tl.where(a == b, 0.5, 0.0)).to(a.dtype)
 
 
 @triton.jit
 def _axis_grad(a0, a1, b0, b1, d_overlap, d_hull, d_own):
-    """Gradients of a's two corners along one axis, from those of the overlap's, the hull's and a's own side."""
+    """Gradients of the two corners of a along one axis, from those of the overlap's, the hull's and a's own side."""
     overlap = _minimum(a1, b1) - _maximum(a0, b0)
     d_overlap = tl.where(overlap >= 0, d_overlap, 0.0)
-    d_low = -d_overlap * _first_share(a0, b0) - d_hull * _first_share(b0, a0) - d_own
-    d_high = d_overlap * _first_share(b1, a1) + d_hull * _first_share(a1, b1) + d_own
+    d_low = -d_overlap * _max_share(a0, b0) - d_hull * _max_share(b0, a0) - d_own
+    d_high = d_overlap * _max_share(b1, a1) + d_hull * _max_share(a1, b1) + d_own
     return d_low, d_high
 
 
 @triton.jit
-def box_iou_grad(grad, ax0, ay0, ax1, ay1, bx0, by0, bx1, by1, GENERALIZED: tl.constexpr, EPS: tl.constexpr):
+def box_iou_grad(grad, ax0, ay0, ax1, ay1, bx0, by0, bx1, by1, GENERALIZED: tl.constexpr, GIOU_EPS: tl.constexpr):
     """Gradient of :func:`box_iou`'s result, ``grad``, to the gradients of a's four corners."""
     own_width, own_height = ax1 - ax0, ay1 - ay0
     width = _maximum(_minimum(ax1, bx1) - _maximum(ax0, bx0), 0.0)
     height = _maximum(_minimum(ay1, by1) - _maximum(ay0, by0), 0.0)
     intersection = width * height
     union = own_width * own_height + (bx1 - bx0) * (by1 - by0) - intersection
-    union_divisor, union_depends = _at_least(union, EPS)
+    union_divisor, union_depends = _at_least(union, GIOU_EPS)
     d_intersection = grad / union_divisor
-    if EPS == 0:
+    if GIOU_EPS == 0:
         d_intersection = tl.where(union_depends, d_intersection, 0.0)
     d_union = tl.where(union_depends, -grad * (intersection / union_divisor) / union_divisor, 0.0)
     hull_width = _maximum(ax1, bx1) - _minimum(ax0, bx0)
@@ -103,9 +103,9 @@ def box_iou_grad(grad, ax0, ay0, ax1, ay1, bx0, by0, bx1, by1, GENERALIZED: tl.c
     d_enclosure = tl.zeros_like(union)
     if GENERALIZED:
         enclosure = hull_width * hull_height
-        divisor, depends = _at_least(enclosure, EPS)
+        divisor, depends = _at_least(enclosure, GIOU_EPS)
         # giou = iou - 1 + union / enclosure
-        if EPS > 0:
+        if GIOU_EPS > 0:
             d_union += tl.where(union_depends, grad / divisor, 0.0)
             d_enclosure = tl.where(depends, -grad * (union_divisor / divisor) / divisor, 0.0)
         else:

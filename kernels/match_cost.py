@@ -1,4 +1,4 @@
-"""Class, L1 and GIoU cost of every target against its own image's queries: one launch, nothing in between."""
+"""Class, L1 and GIoU cost of every target and query of an image, in one launch without intermediate tensors."""
 
 from __future__ import annotations
 
@@ -9,45 +9,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detr_fast.kernels import launch_on
-from detr_fast.kernels.box import box_iou, corners, l1, load_box
-from detr_fast.kernels.class_loss import binary_terms
+from detr_fast.ops.boxes import compute_dtype
+
+from .box import box_iou, corners, l1, load_box
+from .class_loss import binary_terms, load_logits, power
+from .launch import launch_on, triton_dtype
 
 if TYPE_CHECKING:
     from detr_fast.ops.targets import Targets
     from detr_fast.ops.weights import MatchWeights
 
-TARGETS_PER_PROGRAM = 64
-
-
-@triton.jit
-def _power(base, EXPONENT: tl.constexpr):
-    """``base ** EXPONENT`` for a base that is not negative."""
-    if EXPONENT == 0:
-        return tl.full(base.shape, 1, base.dtype)
-    if EXPONENT == 1:
-        return base
-    if EXPONENT == 2:
-        return base * base
-    return tl.exp2(EXPONENT * tl.log2(base))
+_TARGETS_PER_PROGRAM = 64
 
 
 @triton.jit
 def _focal_class_cost(logit, ALPHA: tl.constexpr, GAMMA: tl.constexpr, EPS: tl.constexpr):
     if EPS == 0:
-        p, rest, surprise = binary_terms(logit)
-        _, _, relief = binary_terms(-logit)
+        p, rest, positive = binary_terms(logit)
+        _, _, negative = binary_terms(-logit)
     else:
         p = 1 / (1 + tl.exp(-logit))
         rest = 1 - p
-        surprise, relief = -tl.log(p + EPS), -tl.log(rest + EPS)
-    return ALPHA * _power(rest, GAMMA) * surprise - (1 - ALPHA) * _power(p, GAMMA) * relief
-
-
-@triton.jit
-def _load_logits(row_ptr, start, NUM_CLASSES: tl.constexpr, COMPUTE: tl.constexpr, BLOCK_C: tl.constexpr):
-    label = start + tl.arange(0, BLOCK_C)[None, :]
-    return tl.load(row_ptr + label, mask=label < NUM_CLASSES, other=float("-inf")).to(COMPUTE)
+        positive, negative = -tl.log(p + EPS), -tl.log(rest + EPS)
+    return ALPHA * power(rest, GAMMA) * positive - (1 - ALPHA) * power(p, GAMMA) * negative
 
 
 @triton.jit
@@ -55,11 +39,11 @@ def _softmax_terms(row_ptr, NUM_CLASSES: tl.constexpr, COMPUTE: tl.constexpr, BL
     """Each row's largest logit and the sum of the exponentials above it; rows are pointers [Q,1]."""
     highest = tl.full(row_ptr.shape, float("-inf"), COMPUTE)
     for start in range(0, NUM_CLASSES, BLOCK_C):
-        logits = _load_logits(row_ptr, start, NUM_CLASSES, COMPUTE, BLOCK_C)
+        logits = load_logits(row_ptr, start + tl.arange(0, BLOCK_C), True, NUM_CLASSES, COMPUTE)
         highest = tl.maximum(highest, tl.max(logits, 1, keep_dims=True))
     total = tl.zeros(row_ptr.shape, COMPUTE)
     for start in range(0, NUM_CLASSES, BLOCK_C):
-        logits = _load_logits(row_ptr, start, NUM_CLASSES, COMPUTE, BLOCK_C)
+        logits = load_logits(row_ptr, start + tl.arange(0, BLOCK_C), True, NUM_CLASSES, COMPUTE)
         total += tl.sum(tl.exp(logits - highest), 1, keep_dims=True)
     return highest, total
 
@@ -91,7 +75,10 @@ def match_cost_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One program takes BLOCK_Q queries of one image and layer, and every so manieth block of its targets."""
+    """One program computes BLOCK_Q queries of an image and layer, for each of its blocks of targets.
+
+    The blocks of targets of an image are distributed over the programs of the third axis.
+    """
     image_of_layer = tl.program_id(0).to(tl.int64)
     layer, image = image_of_layer // num_images, image_of_layer % num_images
     end = tl.load(offsets_ptr + image + 1)
@@ -113,7 +100,7 @@ def match_cost_kernel(
             t0, t1, t2, t3 = load_box(target_boxes_ptr + target * 4, target < end, COMPUTE)
             target_left, target_top, target_right, target_bottom = corners(t0, t1, t2, t3)
 
-            # A label out of range makes the cost NaN, which the solver reports.
+            # A label out of range gives a cost of NaN, which the solver reports.
             known = pair & (label >= 0) & (label < NUM_CLASSES - SOFTMAX)
             logit = tl.load(class_ptr[None, :] + label, mask=known, other=float("nan")).to(COMPUTE)
             if SOFTMAX:
@@ -134,8 +121,34 @@ def match_cost_kernel(
             start += BLOCK_T * tl.num_programs(2)
 
 
-def constants(num_classes: int, weights: MatchWeights, compute: tl.dtype) -> dict[str, Any]:
-    """What the kernel is compiled for: it depends on the model and its configuration, never on the batch."""
+def match_cost(logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWeights) -> Tensor:
+    """Compute the matching cost [L,T,Q]."""
+    layers, images, queries, classes = logits.shape
+    dtype = compute_dtype(logits, boxes)
+    out = torch.empty(layers, targets.num_targets, queries, dtype=dtype, device=logits.device)
+    if not out.numel():
+        return out
+    # The host's maximum decides the number of programs only; the targets are counted on the device.
+    split = triton.cdiv(max(targets.max_targets, 1), _TARGETS_PER_PROGRAM)
+    options = _launch_options(classes, weights, dtype)
+    with launch_on(logits):
+        match_cost_kernel[(layers * images, triton.cdiv(queries, options["BLOCK_Q"]), split)](
+            logits.contiguous(),
+            boxes.contiguous(),
+            targets.labels,
+            targets.boxes,
+            targets.offsets,
+            out,
+            images,
+            queries,
+            targets.num_targets,
+            **options,
+        )
+    return out
+
+
+def _launch_options(num_classes: int, weights: MatchWeights, dtype: torch.dtype) -> dict[str, Any]:
+    """Compile-time constants; they depend on the model and its configuration, never on the batch."""
     return {
         "NUM_CLASSES": num_classes,
         "SOFTMAX": weights.class_cost == "softmax",
@@ -148,35 +161,8 @@ def constants(num_classes: int, weights: MatchWeights, compute: tl.dtype) -> dic
         "L1_CORNERS": weights.l1_format == "xyxy",
         "GIOU_EPS": weights.giou_eps,
         "BOX_SCALE": weights.box_scale,
-        "COMPUTE": compute,
+        "COMPUTE": triton_dtype(dtype),
         "BLOCK_T": 16,
         "BLOCK_Q": 32,
         "BLOCK_C": min(32, triton.next_power_of_2(num_classes)),
     }
-
-
-def match_cost(logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWeights) -> Tensor:
-    layers, images, queries, classes = logits.shape
-    double = logits.dtype == boxes.dtype == torch.float64
-    out = torch.empty(
-        layers, targets.num_targets, queries, dtype=torch.float64 if double else torch.float32, device=logits.device
-    )
-    if not out.numel():
-        return out
-    # Blocks of an image with many targets are shared out; the host's counts decide among how many programs only.
-    split = triton.cdiv(max(targets.most, 1), TARGETS_PER_PROGRAM)
-    constexprs = constants(classes, weights, tl.float64 if double else tl.float32)
-    with launch_on(logits):
-        match_cost_kernel[(layers * images, triton.cdiv(queries, constexprs["BLOCK_Q"]), split)](
-            logits.contiguous(),
-            boxes.contiguous(),
-            targets.labels,
-            targets.boxes,
-            targets.offsets,
-            out,
-            images,
-            queries,
-            targets.num_targets,
-            **constexprs,
-        )
-    return out

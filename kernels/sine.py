@@ -1,4 +1,4 @@
-"""Sines and cosines of many wavelengths, inside kernels."""
+"""Sines and cosines of a geometric sequence of wavelengths, inside kernels."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _QUADRANTS = tl.constexpr(2 / math.pi)
 
 @triton.jit
 def sine_cosine(angle, small):
-    """Sine and cosine; ``small`` says that no angle of the program is beyond SMALL_ANGLE, either way.
+    """Sine and cosine; ``small`` states that no angle of the program exceeds SMALL_ANGLE in magnitude.
 
-    In float32 small angles take one reduction to [-pi/4, pi/4] and two Taylor polynomials: about two units in the
-    last place, and a third of the work of two calls that must be ready for any angle.
+    In float32 small angles take one reduction to [-pi/4, pi/4] and two Taylor polynomials: the error is about two
+    units in the last place, and the cost a third of that of two calls for arbitrary angles.
     """
     if angle.dtype == tl.float64:
         return tl.sin(angle), tl.cos(angle)

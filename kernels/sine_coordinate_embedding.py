@@ -11,19 +11,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detr_fast.kernels import launch_on
-from detr_fast.kernels.sine import SMALL_ANGLE, frequencies, sine_cosine
+from .launch import launch_on, triton_dtype
+from .sine import SMALL_ANGLE, frequencies, sine_cosine
 
 
 @triton.jit
-def _places(NUM_COORDINATES: tl.constexpr, Y_FIRST: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The program's blocks of features: number, row, place in the row, and the coordinate that is embedded there."""
+def _blocks(NUM_COORDINATES: tl.constexpr, Y_FIRST: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The program's blocks of features: number, row, index in the row, and the coordinate that is embedded there."""
     number = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    row, place = number // NUM_COORDINATES, number % NUM_COORDINATES
-    coordinate = place
+    row, index = number // NUM_COORDINATES, number % NUM_COORDINATES
+    coordinate = index
     if Y_FIRST:
-        coordinate = tl.where(place < 2, 1 - place, place)
-    return number, row, place, coordinate
+        coordinate = tl.where(index < 2, 1 - index, index)
+    return number, row, index, coordinate
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def sine_coordinate_embedding_fwd_kernel(
     BLOCK_P: tl.constexpr,
 ):
     """One program writes the features of BLOCK_N coordinates."""
-    number, row, _, coordinate = _places(NUM_COORDINATES, Y_FIRST, BLOCK_N)
+    number, row, _, coordinate = _blocks(NUM_COORDINATES, Y_FIRST, BLOCK_N)
     inside = number < num_blocks
     coordinates_ptr += row * row_stride + coordinate * coordinate_stride
     position, small = _load_positions(coordinates_ptr, inside, COMPUTE, SCALE, SMALL_POSITION)
@@ -86,17 +86,17 @@ def sine_coordinate_embedding_bwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """One program owns BLOCK_N coordinates and adds up each one's gradient over its features in a fixed order."""
-    number, row, place, coordinate = _places(NUM_COORDINATES, Y_FIRST, BLOCK_N)
+    """One program sums the gradients of BLOCK_N coordinates over their features, in a fixed order."""
+    number, row, index, coordinate = _blocks(NUM_COORDINATES, Y_FIRST, BLOCK_N)
     inside = number < num_blocks
     coordinates_ptr += row * row_stride + coordinate * coordinate_stride
     position, small = _load_positions(coordinates_ptr, inside, COMPUTE, SCALE, SMALL_POSITION)
-    grad_ptr += row * grad_row_stride + place * NUM_FEATS * grad_feature_stride
+    grad_ptr += row * grad_row_stride + index * NUM_FEATS * grad_feature_stride
     total = tl.zeros((BLOCK_N, BLOCK_P), COMPUTE)
     for start in range(0, NUM_FEATS // 2, BLOCK_P):
         pair = start + tl.arange(0, BLOCK_P)
         frequency = frequencies(pair, COMPUTE, NUM_FEATS, LOG2_TEMPERATURE)
-        frequency = tl.where(pair < NUM_FEATS // 2, frequency, 0.0)  # a frequency that is not there may overflow
+        frequency = tl.where(pair < NUM_FEATS // 2, frequency, 0.0)  # a frequency beyond the last may overflow
         sine, cosine = sine_cosine(position[:, None] * frequency[None, :], small)  # [N,P]
         feature = 2 * start + tl.arange(0, 2 * BLOCK_P)
         grad = tl.load(
@@ -113,13 +113,13 @@ def sine_coordinate_embedding_bwd_kernel(
 def sine_coordinate_embedding(
     coordinates: Tensor, num_feats: int, temperature: float, scale: float, order: str
 ) -> Tensor:
-    """[...,D] -> [...,D*F], of the coordinates' dtype."""
+    """Embed coordinates [...,D] in [...,D*F], of the coordinates' dtype."""
     num_coordinates = coordinates.shape[-1]
     shape = (*coordinates.shape[:-1], num_coordinates * num_feats)
     out = torch.empty(shape, dtype=coordinates.dtype, device=coordinates.device)
     if out.numel():
         rows = coordinates.reshape(-1, num_coordinates)
-        options = constants(num_coordinates, num_feats, temperature, scale, order, coordinates.dtype)
+        options = _launch_options(num_coordinates, num_feats, temperature, scale, order, coordinates.dtype)
         with launch_on(coordinates):
             sine_coordinate_embedding_fwd_kernel[(triton.cdiv(rows.numel(), options["BLOCK_N"]),)](
                 rows, out, *rows.stride(), rows.numel(), **options
@@ -136,13 +136,13 @@ def sine_coordinate_embedding_backward(
     scale: float,
     order: str,
 ) -> tuple[Tensor]:
-    """The gradient of the coordinates [...,D]."""
+    """Compute the gradient of the coordinates [...,D]."""
     (grad,) = grads
     grad_coordinates = torch.empty(coordinates.shape, dtype=coordinates.dtype, device=coordinates.device)
     if coordinates.numel():
         num_coordinates = coordinates.shape[-1]
         rows, grad_rows = coordinates.reshape(-1, num_coordinates), grad.reshape(-1, num_coordinates * num_feats)
-        options = constants(num_coordinates, num_feats, temperature, scale, order, coordinates.dtype)
+        options = _launch_options(num_coordinates, num_feats, temperature, scale, order, coordinates.dtype)
         with launch_on(coordinates):
             sine_coordinate_embedding_bwd_kernel[(triton.cdiv(rows.numel(), options["BLOCK_N"]),)](
                 rows, grad_rows, grad_coordinates, *rows.stride(), *grad_rows.stride(), rows.numel(), **options
@@ -150,10 +150,10 @@ def sine_coordinate_embedding_backward(
     return (grad_coordinates,)
 
 
-def constants(
+def _launch_options(
     num_coordinates: int, num_feats: int, temperature: float, scale: float, order: str, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Compile-time numbers of both kernels."""
+    """Compile-time constants of both kernels."""
     block_p = min(64, triton.next_power_of_2(num_feats // 2))
     return {
         "NUM_COORDINATES": num_coordinates,
@@ -162,7 +162,7 @@ def constants(
         "SCALE": scale,
         "SMALL_POSITION": SMALL_ANGLE * min(1.0, temperature),  # no frequency is above 1 / temperature
         "Y_FIRST": order == "yxwh" and num_coordinates > 1,
-        "COMPUTE": tl.float64 if dtype == torch.float64 else tl.float32,
+        "COMPUTE": triton_dtype(dtype),
         "BLOCK_N": 1024 // block_p,
         "BLOCK_P": block_p,
     }

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detr_fast.kernels import launch_on
-from detr_fast.kernels.sine import frequencies, sine_cosine
+from .launch import launch_on, triton_dtype
+from .sine import frequencies, sine_cosine
 
 
 @triton.jit
@@ -83,7 +83,7 @@ def sine_position_encoding_kernel(
     BLOCK_W: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """One program writes all channels of BLOCK_W cells of a row; it counts its columns and its row itself."""
+    """One program writes all channels of BLOCK_W cells of a row; it counts the valid cells before them itself."""
     first, row, image = tl.program_id(0) * BLOCK_W, tl.program_id(1), tl.program_id(2).to(tl.int64)
     mask_ptr += image * height * width
     cell = first + tl.arange(0, BLOCK_W)
@@ -147,6 +147,7 @@ def sine_position_encoding(
     layout: str,
     interleave: bool,
 ) -> Tensor:
+    """Encode a mask [B,H,W] in [B,2F,H,W] or [B,H*W,2F]."""
     mask = mask.contiguous()
     batch, height, width = mask.shape
     channels_last = layout == "blc"
@@ -154,7 +155,7 @@ def sine_position_encoding(
     out = torch.empty(shape, dtype=dtype, device=mask.device)
     if not out.numel():
         return out
-    # Neighbouring threads write neighbouring cells or, with channels last, neighbouring channels.
+    # Neighboring threads store neighboring cells or, with channels last, neighboring channels.
     block_w = min(16 if channels_last else 64, triton.next_power_of_2(width))
     with launch_on(mask):
         sine_position_encoding_kernel[(triton.cdiv(width, block_w), height, batch)](
@@ -170,7 +171,7 @@ def sine_position_encoding(
             OFFSET=offset,
             INTERLEAVE=interleave,
             CHANNELS_LAST=channels_last,
-            COMPUTE=tl.float64 if dtype == torch.float64 else tl.float32,
+            COMPUTE=triton_dtype(dtype),
             BLOCK_H=32,
             BLOCK_W=block_w,
             BLOCK_P=min(1024 // block_w, triton.next_power_of_2(num_feats // 2)),

@@ -8,6 +8,7 @@ from PIL import Image
 
 from detr_fast import cli
 from detr_fast.data import make_shapes
+from detr_fast.ops.dispatch import OPS
 from detr_fast.training import Trainer
 
 MODEL = [
@@ -107,10 +108,12 @@ def test_check_data(shapes, tmp_path, capsys):
 def test_info_names_every_op(capsys, monkeypatch):
     cli.main(["info"])
     output = capsys.readouterr().out
-    for op in ("sine_position_encoding", "pairwise_box"):
+    for op in ("sine_position_encoding", "sine_coordinate_embedding", "pairwise_box_iou", "pairwise_box_l1"):
         assert f"  {op}: reference\n    triton: " in output
-    for op in ("linear_sum_assignment", "match_cost", "set_loss"):
+    for op in ("batch_linear_sum_assignment", "match_cost", "set_loss, weighted_set_loss"):
         assert f"  {op}: cpp\n    triton: " in output
+    assert "  linear_sum_assignment: cpp\n    scipy: available\n    reference: available" in output
+    assert all(name in output for op in OPS.values() for name in op.public_names)
     monkeypatch.setenv("DETR_FAST_BACKEND", "linear_sum_assignment=scipy")
     cli.main(["info"])
     assert "  linear_sum_assignment: scipy" in capsys.readouterr().out
@@ -142,7 +145,7 @@ def test_bad_annotation_files(shapes, tmp_path, content, message, capsys):
     assert message in _error([*arguments, *MODEL], capsys)
 
 
-@pytest.mark.parametrize("name", ["detr_r50", "detr_r50_mmdet", "demo"])
+@pytest.mark.parametrize("name", ["detr_r50", "detr_r50_mmdet3", "demo"])
 def test_shipped_configurations(name, monkeypatch, capsys):
     built = []
     monkeypatch.setattr(Trainer, "__init__", lambda self, config, resume: built.append(config) or sys_exit())
@@ -152,7 +155,7 @@ def test_shipped_configurations(name, monkeypatch, capsys):
 
     assert _exit_code(["train", "--config", name]) == 0
     (config,) = built
-    expected = {"detr_r50": (300, 200), "detr_r50_mmdet": (150, 100), "demo": (config.epochs, 200)}
+    expected = {"detr_r50": (300, 200), "detr_r50_mmdet3": (150, 100), "demo": (config.epochs, 200)}
     assert (config.epochs, config.optim.drop_epoch) == expected[name]
     assert (config.model.backbone == "resnet50") == (name != "demo")
 
@@ -165,16 +168,15 @@ def test_flags_go_over_the_file(monkeypatch):
     assert (config.optim.lr, config.data.batch_size, config.epochs, resume) == (3e-4, 7, 300, True)
 
 
-def test_mmdet_configuration_is_the_preset(monkeypatch):
+def test_the_configuration_of_mmdetection_3_is_the_preset(monkeypatch):
     from detr_fast import LossWeights, MatchWeights
 
     built = []
     monkeypatch.setattr(cli, "_run", lambda config, resume: built.append(config))
-    _exit_code(["train", "--config", "detr_r50_mmdet"])
-    assert built[0].loss == LossWeights.mmdet()
-    # The shipped configuration of MMDetection compares centres; its older head compares corners.
-    assert built[0].match == MatchWeights(giou_eps=1e-6, box_scale=1333.0)
-    assert MatchWeights.mmdet().l1_format == "xyxy"
+    _exit_code(["train", "--config", "detr_r50_mmdet3"])
+    assert built[0].loss == LossWeights.mmdet3()
+    assert built[0].match == MatchWeights.mmdet3() == MatchWeights(giou_eps=1e-6, box_scale=1333.0)
+    assert MatchWeights.mmdet2().l1_format == "xyxy"
 
 
 def test_missing_model(tmp_path, capsys):

@@ -11,9 +11,10 @@
 #include <string>
 #include <vector>
 
-#include "assignment_batch.h"
-#include "linear_sum_assignment.h"
-#include "reference.h"
+#include "assignment/batch.h"
+#include "assignment/solver.h"
+#include "common/instruction_set.h"
+#include "fuzz/reference.h"
 
 namespace detr_fast {
 namespace {

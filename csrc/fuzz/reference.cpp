@@ -1,4 +1,4 @@
-#include "reference.h"
+#include "fuzz/reference.h"
 
 #include <cmath>
 #include <limits>

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "rows.h"
+#include "assignment/matrix.h"
 
 namespace detr_fast {
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from detr_fast import ops
 from detr_fast.integrations.pairs import Pairs, from_pairs, to_pairs
 from detr_fast.integrations.versions import require_version
-from detr_fast.ops.errors import cardinality_error, class_error
+from detr_fast.ops.metrics import cardinality_error, class_error
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import LossWeights, MatchWeights
 

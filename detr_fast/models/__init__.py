@@ -1,6 +1,6 @@
 """The model: backbone, position encoding, transformer, DETR, checkpoints and prediction."""
 
-from detr_fast.models.checkpoints import CheckpointError, load_backbone_weights, load_weights, read_state_dict
+from detr_fast.checkpoints.state_dict import CheckpointError, load_backbone_weights, load_weights, read_state_dict
 from detr_fast.models.convert import convert_checkpoint
 from detr_fast.models.detr import DETR, DETROutput
 from detr_fast.models.factories import (
@@ -12,7 +12,7 @@ from detr_fast.models.factories import (
     detr_resnet101,
     detr_resnet101_dc5,
 )
-from detr_fast.models.postprocess import postprocess
+from detr_fast.models.inference import postprocess
 from detr_fast.models.resnet import BACKBONES, build_backbone
 
 __all__ = [

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from detr_fast.models.architecture import architecture_of, to_huggingface_config
-from detr_fast.models.checkpoints import CheckpointError, read_state_dict, shorten
+from detr_fast.checkpoints.architecture import architecture_of, to_huggingface_config
+from detr_fast.checkpoints.formats import Format, convert_classes, from_original, recognise, to_original
+from detr_fast.checkpoints.state_dict import CheckpointError, read_state_dict, shorten
 from detr_fast.models.detr import DETR
-from detr_fast.models.formats import Format, convert_classes, from_original, recognise, to_original
 
 
 def convert_checkpoint(

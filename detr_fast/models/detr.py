@@ -14,11 +14,10 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from detr_fast.models.architecture import build_from_weights, from_huggingface_config
-from detr_fast.models.checkpoints import CheckpointError, load_weights, read_state_dict
-from detr_fast.models.checks import check_batch, check_categories, check_integers
+from detr_fast.checkpoints.architecture import build_from_weights, from_huggingface_config
+from detr_fast.checkpoints.state_dict import CheckpointError, load_weights, read_state_dict
+from detr_fast.models.inference import ImageInput, predict
 from detr_fast.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
-from detr_fast.models.predict import ImageInput, predict
 from detr_fast.models.resnet import build_backbone
 from detr_fast.models.transformer import Transformer
 
@@ -30,34 +29,44 @@ _HUB_ARGUMENTS = (
     "resume_download",
     "local_files_only",
     "token",
-)  # what the various versions of huggingface_hub hand to _from_pretrained
+)  # the arguments that the supported versions of huggingface_hub pass to _from_pretrained
 
 
 class DETROutput(NamedTuple):
-    """Predictions of all L decoder layers, the last one's being the model's."""
+    """The predictions of all L decoder layers; those of the last layer are the output of the model.
 
-    logits: Tensor  # [L,B,Q,C+1], no-object last
-    boxes: Tensor  # [L,B,Q,4], cxcywh, as fractions of each image without its padding
+    Attributes:
+        logits: Class logits [L,B,Q,C+1], no-object last.
+        boxes: Boxes [L,B,Q,4], cxcywh, as fractions of each image without its padding.
+    """
+
+    logits: Tensor
+    boxes: Tensor
 
     @property
     def pred_logits(self) -> Tensor:
-        """The last layer's logits, [B,Q,C+1]."""
+        """The logits of the last layer, [B,Q,C+1]."""
         return self.logits[-1]
 
     @property
     def pred_boxes(self) -> Tensor:
-        """The last layer's boxes, [B,Q,4]."""
+        """The boxes of the last layer, [B,Q,4]."""
         return self.boxes[-1]
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
+    """Linear layers with ReLU between them.
+
+    Args:
+        widths: Number of features of the input, of each hidden layer, and of the output.
+    """
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
 
-    def forward(self, x: Tensor) -> Tensor:  # [...,widths[0]] -> [...,widths[-1]]
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features [...,widths[0]] to [...,widths[-1]]."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
@@ -67,32 +76,34 @@ class DETR(
     nn.Module,
     PyTorchModelHubMixin,
     library_name="detr_fast",
-    license="apache-2.0",
     pipeline_tag="object-detection",
 ):
-    """The whole detector, with random weights; its state dict has the keys of the original's checkpoints.
+    """The DETR object detector, initialized with random weights.
+
+    Its state dict has the keys of the checkpoints of facebookresearch/detr.
 
     Args:
-        num_classes: C, without no-object. The original's checkpoints have 91, COCO's raw category ids.
-        backbone: a name of ``models.BACKBONES``, or a module images [B,3,H,W] -> features [B,num_channels,h,w] with an
-            attribute ``num_channels``. Such a module is not saved in the configuration: hand it to
-            ``from_pretrained`` again.
-        hidden_dim: width d of the transformer.
-        num_heads: heads of every attention.
-        num_encoder_layers: may be 0.
-        num_decoder_layers: L; each predicts boxes.
-        dim_feedforward: width of the feed-forward networks.
-        dropout: probability, in the transformer only.
-        num_queries: Q, the number of predictions per image.
+        num_classes: Number of classes C, without no-object. The checkpoints of facebookresearch/detr have 91 classes,
+            which are COCO's raw category ids.
+        backbone: A name in :data:`detr_fast.models.BACKBONES`, or a module with an attribute ``num_channels`` that maps
+            images [B,3,H,W] to features [B,num_channels,h,w]. A module is not saved in the configuration and has to be
+            passed to :meth:`from_pretrained` again.
+        hidden_dim: Number of features d of the transformer.
+        num_heads: Number of attention heads.
+        num_encoder_layers: Number of encoder layers; may be 0.
+        num_decoder_layers: Number of decoder layers L. Each layer predicts boxes.
+        dim_feedforward: Number of hidden features of the feed-forward networks.
+        dropout: Dropout probability in the transformer.
+        num_queries: Number of queries Q, which is the number of predictions per image.
         position_encoding: ``"sine"`` or ``"learned"``.
-        pre_norm: normalise before each sublayer instead of after it.
-        categories: what the labels 0, 1, ... stand for: mappings with the data set's ``id`` and ``name``. Kept in the
-            configuration.
-        image_size: pixels to which ``predict`` resizes the shorter side.
-        max_image_size: pixels the longer side may have then; None for no limit.
+        pre_norm: Whether each sublayer normalizes its input instead of its output.
+        categories: For each label 0, 1, ... a mapping with the ``id`` and the ``name`` of the category in the data set.
+            They are saved in the configuration.
+        image_size: Length in pixels to which :meth:`predict` resizes the shorter side of an image.
+        max_image_size: Maximum length of the longer side after resizing; None for no limit.
 
     Raises:
-        ValueError: an argument is out of its range, or there is no such backbone.
+        ValueError: An argument is out of range, or there is no backbone of that name.
     """
 
     def __init__(
@@ -114,7 +125,7 @@ class DETR(
         max_image_size: int | None = 1333,
     ) -> None:
         super().__init__()
-        check_integers(
+        _check_integers(
             num_classes=(num_classes, 1),
             hidden_dim=(hidden_dim, 4),
             num_heads=(num_heads, 1),
@@ -134,7 +145,7 @@ class DETR(
             raise ValueError(f"dropout must be a probability below 1, got {dropout!r}")
 
         self.num_classes = num_classes
-        self.categories = check_categories(categories, num_classes)
+        self.categories = _check_categories(categories, num_classes)
         self.image_size = image_size
         self.max_image_size = max_image_size
 
@@ -150,27 +161,30 @@ class DETR(
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
         self.bbox_embed = MLP([hidden_dim, hidden_dim, hidden_dim, 4])
 
-        # The mixin records what JSON can hold, and the default in place of what it cannot.
+        # The mixin records arguments that JSON can represent, and the defaults of those that it cannot.
         assert isinstance(self._hub_mixin_config, dict)
         self._hub_mixin_config["backbone"] = backbone if isinstance(backbone, str) else None
         self._hub_mixin_config["categories"] = self.categories
 
     @property
     def body(self) -> nn.Module:
-        """The backbone's network, without the position encoding."""
+        """The convolutional network of the backbone, without the position encoding."""
         return self.get_submodule("backbone.0.body")
 
-    def forward(
-        self,
-        images: Tensor,  # [B,3,H,W], normalised as by images.to_tensor
-        mask: Tensor | None = None,  # bool [B,H,W], True = padding; None: nothing is
-    ) -> DETROutput:
-        """Predict for a batch of padded images.
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> DETROutput:
+        """Predict classes and boxes for a batch of padded images.
+
+        Args:
+            images: Floating point [B,3,H,W], normalized as :func:`detr_fast.images.to_tensor` does.
+            mask: Padding mask, bool [B,H,W], True where an image is padded. None if no image is padded.
+
+        Returns:
+            Logits [L,B,Q,C+1] and boxes [L,B,Q,4].
 
         Raises:
-            ValueError: images or mask have another shape or dtype.
+            ValueError: The shape or the dtype of images or mask is wrong.
         """
-        check_batch(images, mask)
+        _check_batch(images, mask)
         features = self.body(images)  # [B,C,h,w]
         if mask is None:
             cells = torch.zeros(1, *features.shape[-2:], dtype=torch.bool, device=features.device)
@@ -190,23 +204,47 @@ class DETR(
     def predict(
         self, images: ImageInput | Sequence[ImageInput], *, threshold: float = 0.5, batch_size: int = 4
     ) -> list[dict[str, Tensor]]:
-        """Detect objects in pictures of any sizes; see :func:`detr_fast.models.predict.predict`."""
-        return predict(self, images, threshold=threshold, batch_size=batch_size)
+        """Detect objects in images of any size, in evaluation mode.
+
+        Args:
+            images: One image or a sequence of them. Each is a path, a PIL image, an array (uint8 [H,W,3] or [H,W]) or a
+                tensor (uint8 [3,H,W], or floating point [3,H,W] in [0,1]), not normalized.
+            threshold: Minimum score of the detections that are returned.
+            batch_size: Number of images per forward pass.
+
+        Returns:
+            For each image a dictionary on the CPU with ``scores`` float [n] in descending order, ``labels`` int64 [n],
+            and ``boxes`` float [n,4], xyxy in pixels of the given image and clipped to it.
+
+        Raises:
+            ImageError: An image cannot be read, or its dtype, shape or range is not supported.
+            ValueError: ``threshold`` or ``batch_size`` is out of range, or the outputs are not finite.
+        """
+        return predict(
+            self,
+            images,
+            image_size=self.image_size,
+            max_image_size=self.max_image_size,
+            threshold=threshold,
+            batch_size=batch_size,
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> DETR:
-        """Load what ``save_pretrained`` wrote, ours or transformers', strictly; the model is in evaluation mode then.
+        """Load a saved model in evaluation mode, from this library or from transformers.
 
         Args:
-            pretrained_model_name_or_path: a directory, a repository on the Hugging Face hub, or a file of weights as
-                for :func:`detr_resnet50`, which is taken for a DETR of 8 heads unless ``num_heads`` says otherwise.
-            **kwargs: arguments of :class:`DETR` in place of the saved ones, and huggingface_hub's own (``revision``,
-                ``cache_dir``, ...). With another ``num_classes`` everything but the class head is loaded, a warning
-                says so, and the categories saved with the old head are dropped.
+            pretrained_model_name_or_path: A directory written by ``save_pretrained``, the id of a repository on the
+                Hugging Face Hub, or a file of weights as for :func:`detr_resnet50`. A file of weights does not contain
+                the number of heads; it is 8 unless ``num_heads`` is given.
+            **kwargs: Arguments of :class:`DETR`, which take precedence over the saved ones, and arguments of
+                huggingface_hub (``revision``, ``cache_dir``, ...). If ``num_classes`` differs from the saved number,
+                all weights but those of the class head are loaded, a warning is logged, and the saved categories are
+                dropped.
 
         Raises:
-            FileNotFoundError: there is no such directory, and no such repository can be reached.
-            CheckpointError: the files cannot be read, or do not fit.
+            FileNotFoundError: There is neither such a file or directory nor a reachable repository of that name.
+            CheckpointError: The files cannot be read, or do not fit the model.
         """
         path = Path(pretrained_model_name_or_path)
         if path.is_file():
@@ -214,7 +252,7 @@ class DETR(
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (LocalEntryNotFoundError, HFValidationError) as error:
-            raise _nowhere(pretrained_model_name_or_path) from error
+            raise _not_found(pretrained_model_name_or_path) from error
         except JSONDecodeError as error:
             raise CheckpointError(f"{pretrained_model_name_or_path}: config.json is damaged: {error}") from error
 
@@ -222,41 +260,79 @@ class DETR(
     def _from_pretrained(cls, *, model_id: str, config: dict[str, Any] | None = None, **kwargs: Any) -> DETR:
         hub_arguments = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
         if config is None and not Path(model_id).is_dir():
-            raise _nowhere(model_id)
+            raise _not_found(model_id)
         if config is None:
-            raise CheckpointError(f"{model_id}: there is no config.json, which says how the model is built")
-        if config.get("model_type") == "detr":  # transformers'
+            hint = (
+                "; did you mean its subdirectory model/?" if (Path(model_id) / "model" / "config.json").exists() else ""
+            )
+            raise CheckpointError(f"{model_id}: there is no config.json, which describes the model{hint}")
+        if config.get("model_type") == "detr":  # of transformers
             given = {name: value for name, value in kwargs.items() if value != config.get(name)}
-            return build_from_weights(cls, _weights_of(model_id, hub_arguments), given, from_huggingface_config(config))
+            return build_from_weights(
+                cls, _weights_path(model_id, hub_arguments), given, from_huggingface_config(config)
+            )
         unknown = sorted(config.keys() - cls._hub_mixin_init_parameters.keys())
         if unknown:
-            raise CheckpointError(f"{model_id}: config.json is not a DETR's, it has the unknown keys {unknown}")
+            raise CheckpointError(
+                f"{model_id}: config.json does not describe a DETR: it has the unknown keys {unknown}"
+            )
         renumbered = kwargs.get("num_classes") != config.get("num_classes")
         if renumbered and kwargs.get("categories") == config.get("categories"):
-            kwargs["categories"] = None  # they name the old classes
+            kwargs["categories"] = None  # they are the names of the old classes
         model = cls(**kwargs)
-        load_weights(model, read_state_dict(_weights_of(model_id, hub_arguments)))
+        load_weights(model, read_state_dict(_weights_path(model_id, hub_arguments)))
         return model.eval()
 
 
-def _weights_of(model_id: str, hub_arguments: dict[str, Any]) -> Path:
+def _weights_path(model_id: str, hub_arguments: dict[str, Any]) -> Path:
     if Path(model_id).is_dir():
         return Path(model_id) / "model.safetensors"
     return Path(hf_hub_download(model_id, "model.safetensors", **hub_arguments))
 
 
-def _nowhere(name: str | Path) -> FileNotFoundError:
+def _not_found(name: str | Path) -> FileNotFoundError:
     return FileNotFoundError(
         f"{name}: there is no such file or directory, and no repository of that name with a config.json can be reached "
-        "on the Hugging Face hub"
+        "on the Hugging Face Hub"
     )
+
+
+def _check_integers(**arguments: tuple[Any, int]) -> None:
+    """Raise ValueError for an argument, given as (value, minimum), that is not an integer or below the minimum."""
+    for name, (value, minimum) in arguments.items():
+        if not isinstance(value, int) or value < minimum:
+            raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+
+
+def _check_categories(categories: Sequence[Mapping[str, Any]] | None, num_classes: int) -> list[dict[str, Any]] | None:
+    """Convert the categories to dictionaries of ``id`` and ``name``; raise ValueError if there are too many."""
+    if categories is None:
+        return None
+    if len(categories) > num_classes:
+        raise ValueError(f"{len(categories)} categories do not fit into {num_classes} classes; raise num_classes")
+    for label, category in enumerate(categories):
+        if not {"id", "name"} <= category.keys():
+            raise ValueError(f"category {label} needs an id and a name, got {dict(category)}")
+    return [{"id": int(category["id"]), "name": str(category["name"])} for category in categories]
+
+
+def _check_batch(images: Tensor, mask: Tensor | None) -> None:
+    """Raise ValueError unless images are floating point [B,3,H,W] and the mask is bool [B,H,W]."""
+    if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(
+            f"images must be floating point [B,3,H,W], got {images.dtype} {list(images.shape)}; "
+            "predict accepts images of any size and dtype"
+        )
+    expected = [images.shape[0], *images.shape[2:]]
+    if mask is not None and (mask.dtype != torch.bool or list(mask.shape) != expected):
+        raise ValueError(f"mask must be bool {expected}, True = padding; got {mask.dtype} {list(mask.shape)}")
 
 
 def _check_backbone(backbone: str | nn.Module) -> Any:
     if isinstance(backbone, str):
         return build_backbone(backbone)
     if backbone is None:
-        raise ValueError("this model was saved with a backbone of its own; pass it as backbone= once more")
+        raise ValueError("this model was saved with a custom backbone; pass that module as backbone=")
     if not isinstance(backbone, nn.Module) or not hasattr(backbone, "num_channels"):
         raise ValueError("backbone must be a name, or an nn.Module with the attribute num_channels")
     return backbone

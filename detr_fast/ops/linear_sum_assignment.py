@@ -1,40 +1,14 @@
-"""Linear sum assignment: SciPy's function, and all the problems of a training step in one call."""
+"""The linear sum assignment problem with SciPy's contract and answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from detr_fast.ops.backends import (
-    Backend,
-    Column,
-    Functions,
-    environment_key,
-    from_environment,
-    traced,
-    triton,
-    why_no_extension,
-)
-from detr_fast.ops.host_solvers import CPP, SCIPY, why_no_scipy
-from detr_fast.ops.library import Op
-from detr_fast.ops.solver_choice import Work, on_device
-from detr_fast.ops.targets import Targets, offsets_of
-
-CPU = torch.device("cpu")
-THREADS = "DETR_FAST_NUM_THREADS"
-_threads_key = environment_key(THREADS)
-
-
-class Assignment(NamedTuple):
-    """Matched queries and the duals that prove them optimal; see :func:`verify_assignment`."""
-
-    query_index: Tensor  # int64 [L,T] or [L,G,T]: the query of each target, -1 for none
-    u: Tensor  # float64, like query_index: the dual of each target
-    v: Tensor  # float64 [L,B,Q]: the dual of each query
+from detr_fast.ops.dispatch import register_op
 
 
 def linear_sum_assignment(cost_matrix: Any, maximize: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -42,205 +16,107 @@ def linear_sum_assignment(cost_matrix: Any, maximize: bool = False) -> tuple[np.
 
     Args:
         cost_matrix: anything two-dimensional [N,M] that converts safely to float64: an array, nested lists, a
-            tensor on the CPU. +inf forbids a pair (-inf with ``maximize``).
-        maximize: look for the greatest sum instead of the least.
+            tensor. +inf forbids a pair (-inf with ``maximize``).
+        maximize: whether to maximize the sum instead of minimizing it.
 
     Returns:
         Row indices in ascending order and the column assigned to each: two int64 arrays [min(N,M)]. Among
         equally good assignments it is the one that SciPy returns.
 
     Raises:
-        ValueError: not two-dimensional, NaN or -inf inside, or no assignment is feasible.
-        TypeError: strings, objects, complex numbers and whatever else is no real number.
+        ValueError: the matrix is not two-dimensional, contains NaN or -inf, or has no feasible assignment.
+        TypeError: the entries are strings, objects, complex numbers or others that are no real numbers.
     """
-    return COLUMN.choose(CPU).load()["linear_sum_assignment"](cost_matrix, maximize)
+    return _linear_sum_assignment(cost_matrix, maximize)
 
 
-@overload
-def batch_linear_sum_assignment(
-    cost: Tensor,
-    targets_or_sizes: Targets | Sequence[int],
-    *,
-    groups: int = ...,
-    num_threads: int | None = ...,
-    on_error: str = ...,
-    return_duals: Literal[False] = ...,
-    backend: str | None = ...,
-) -> Tensor: ...
-@overload
-def batch_linear_sum_assignment(
-    cost: Tensor,
-    targets_or_sizes: Targets | Sequence[int],
-    *,
-    groups: int = ...,
-    num_threads: int | None = ...,
-    on_error: str = ...,
-    return_duals: Literal[True],
-    backend: str | None = ...,
-) -> Assignment: ...
-def batch_linear_sum_assignment(
-    cost: Tensor,  # [L,T,Q]
-    targets_or_sizes: Targets | Sequence[int],
-    *,
-    groups: int = 1,
-    num_threads: int | None = None,
-    on_error: str = "raise",
-    return_duals: bool = False,
-    backend: str | None = None,
-) -> Tensor | Assignment:
-    """Match every image's targets to its queries, for all layers in one call.
+def as_array(cost: Tensor) -> np.ndarray:
+    """Return a tensor on any device as an array, 16-bit floats as float32."""
+    cost = cost.detach().cpu()
+    return (cost.float() if cost.dtype in (torch.bfloat16, torch.float16) else cost).numpy()
 
-    Args:
-        cost: each target's cost over its own image's queries, as :func:`match_cost` returns it; targets image
-            after image. Strides may be anything; float32 and float64 are read where they lie. From a GPU it
-            comes through pinned memory in one copy, and the answer goes back in another.
-        targets_or_sizes: the targets, or how many each image has (they sum to T).
-        groups: query groups in Q, group by group; every target is matched once in each.
-        num_threads: the most threads to use; small work is done by one whatever this says. None: the
-            environment variable ``DETR_FAST_NUM_THREADS``, or 1. Answers do not depend on it.
-        on_error: "raise", or "mark": a problem that cannot be solved has -1 for all its targets in the answer,
-            and the others have theirs.
-        return_duals: return the duals as well.
-        backend: a backend by name, or None for the fastest.
 
-    Returns:
-        int64 [L,T], or [L,G,T] with more than one group, on the device of ``cost``: the query of each target,
-        counted over all of Q; -1 where there are more targets than queries. They are the indices that SciPy
-        gives for each image's [Q,T] matrix, ties included. With ``return_duals`` an :class:`Assignment`.
+def as_float_matrix(cost_matrix: Any) -> np.ndarray:
+    """Convert as SciPy does, but keep float32.
 
     Raises:
-        ValueError: shapes do not fit together, or a cost is NaN or -inf, or +inf leaves no assignment; it
-            names layer, image and target.
-        BackendError: the backend asked for cannot run here.
+        ValueError: it is not two-dimensional.
+        TypeError: its entries are no real numbers.
     """
-    sizes, offsets, most = _problems(cost, targets_or_sizes, groups)
-    num_images = len(sizes) if offsets is None else offsets.shape[0] - 1
-    if on_error not in ("raise", "mark"):
-        raise ValueError(f'on_error must be "raise" or "mark", got {on_error!r}')
-    if num_threads is None:
-        num_threads = _threads_from_environment()
-    if num_threads < 1:
-        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
-    answer = BATCH(
-        cost.detach(),
-        sizes,
-        offsets,
-        most,
-        groups,
-        num_threads,
-        return_duals,
-        on_error == "mark",
-        backend=backend,
-        variant="duals" if return_duals else None,
-        work=Work(cost.shape[0] * groups * num_images, most, cost.shape[2] // groups),
-    )
-    index = answer[0] if groups > 1 else answer[0][:, 0]
-    return Assignment(index, answer[1] if groups > 1 else answer[1][:, 0], answer[2]) if return_duals else index
+    array = np.asarray(as_array(cost_matrix) if isinstance(cost_matrix, Tensor) else cost_matrix)
+    if array.dtype != np.float32 or not array.flags.aligned:
+        array = np.require(array.astype(np.float64, casting="safe", copy=False), requirements="A")
+    if array.ndim != 2:
+        raise ValueError(f"expected a matrix (2-D array), got a {array.ndim} array")
+    return array
 
 
-def as_sizes(targets_or_sizes: Targets | Sequence[int]) -> list[int]:
-    """How many targets each image has."""
-    return targets_or_sizes.sizes if isinstance(targets_or_sizes, Targets) else [int(n) for n in targets_or_sizes]
+@register_op
+def _linear_sum_assignment(cost_matrix: Any, maximize: bool) -> tuple[np.ndarray, np.ndarray]:
+    cost = as_float_matrix(cost_matrix)
+    col_of_row, _, _ = solve(torch.from_numpy((-cost if maximize else cost).astype(np.float64)))
+    row = (col_of_row >= 0).nonzero()[:, 0]
+    return row.numpy(), col_of_row[row].numpy()
 
 
-def check_sizes(cost: Tensor, sizes: list[int]) -> None:
-    """Raise ValueError where ``cost`` [L,T,Q] does not fit the numbers of targets."""
-    if sum(sizes) != cost.shape[1] or any(size < 0 for size in sizes):
-        raise ValueError(f"cost must be [L,T,Q] with T the sum of the sizes {sizes}, got {list(cost.shape)}")
+def solve(cost: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Assign the rows and columns of one matrix by shortest augmenting paths.
 
+    The algorithm is that of D. F. Crouse, "On implementing 2D rectangular assignment algorithms" (IEEE Transactions
+    on Aerospace and Electronic Systems 52(4), 2016), in the order of operations of SciPy's implementation, which
+    decides between equally good assignments.
 
-def _problems(
-    cost: Tensor, targets_or_sizes: Targets | Sequence[int], groups: int
-) -> tuple[list[int], Tensor | None, int]:
-    """The sizes, or none where they lie in the offsets; the offsets; and what no size exceeds."""
-    if cost.dim() != 3:
-        raise ValueError(f"cost must be [L,T,Q], got {list(cost.shape)}")
-    if groups < 1 or cost.shape[2] % groups:
-        raise ValueError(f"{cost.shape[2]} queries cannot be divided into {groups} groups")
-    if not isinstance(targets_or_sizes, Targets):
-        sizes = as_sizes(targets_or_sizes)
-        check_sizes(cost, sizes)
-        return sizes, None, max(sizes, default=0)
-    targets = targets_or_sizes
-    if targets.num_targets != cost.shape[1]:
-        raise ValueError(f"cost must be [L,T,Q] of {targets.num_targets} targets, got {list(cost.shape)}")
-    # Under torch.compile each size that is looked at would be a reason to compile again.
-    return [] if targets.padded or traced(cost) else targets.sizes, targets.offsets, targets.most
+    Args:
+        cost: float64 [N,M].
 
+    Returns:
+        The column of each row, -1 for none, int64 [N]; the duals of the rows [N] and of the columns [M].
 
-def _threads_from_environment() -> int:
-    value = from_environment(THREADS, _threads_key)
-    if value is None:
-        return 1
-    if not value.isdecimal():
-        raise ValueError(f"{THREADS} must be a number, got {value!r}")
-    return int(value)
+    Raises:
+        ValueError: the matrix contains NaN or -inf, or has no feasible assignment.
+    """
+    if (cost.isnan() | (cost == -torch.inf)).any():
+        raise ValueError("matrix contains invalid numeric entries")
+    num_rows, num_cols = cost.shape
+    if num_rows > num_cols:
+        row_of_col, v, u = solve(cost.T)
+        col_of_row = torch.full((num_rows,), -1)
+        col_of_row[row_of_col] = torch.arange(num_cols)
+        return col_of_row, u, v
 
-
-_threads_from_environment._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see Column.choose_name
-
-
-def _load_triton() -> Functions:
-    from detr_fast.kernels.linear_sum_assignment import batch_linear_sum_assignment as solve
-
-    def run(
-        cost: Tensor,
-        sizes: list[int],
-        offsets: Tensor | None,
-        most: int,
-        groups: int,
-        num_threads: int,
-        return_duals: bool,
-        mark: bool,
-    ) -> list[Tensor]:
-        return [solve(cost, offsets_of(sizes, cost.device) if offsets is None else offsets, most, groups, mark)]
-
-    # A single matrix is solved where it lies.
-    return {**CPP, "batch_linear_sum_assignment": run}
-
-
-COLUMN = Column(
-    "linear_sum_assignment",
-    [
-        triton(_load_triton, fits=on_device),
-        Backend("cpp", lambda: CPP, lambda device: why_no_extension(), frozenset({"duals"})),
-        Backend("scipy", lambda: SCIPY, lambda device: why_no_scipy()),
-    ],
-)
-
-
-def _fake(
-    cost: Tensor,
-    sizes: list[int],
-    offsets: Tensor | None,
-    most: int,
-    groups: int,
-    num_threads: int,
-    return_duals: bool,
-    mark: bool,
-) -> list[Tensor]:
-    layers, targets, queries = cost.shape
-    index = cost.new_empty((layers, groups, targets), dtype=torch.int64)
-    if not return_duals:
-        return [index]
-    images = len(sizes) if offsets is None else offsets.shape[0] - 1
-    duals = [(layers, groups, targets), (layers, images, queries)]
-    return [index, *(cost.new_empty(shape, dtype=torch.float64) for shape in duals)]
-
-
-BATCH = Op(
-    COLUMN,
-    "batch_linear_sum_assignment",
-    {
-        "cost": "Tensor",
-        "sizes": "SymInt[]",
-        "offsets": "Tensor?",
-        "most": "SymInt",
-        "groups": "int",
-        "num_threads": "int",
-        "return_duals": "bool",
-        "mark": "bool",
-    },
-    "Tensor[]",
-    _fake,
-)
+    u, v = cost.new_zeros(num_rows), cost.new_zeros(num_cols)
+    col_of_row, row_of_col = torch.full((num_rows,), -1), torch.full((num_cols,), -1)
+    for start in range(num_rows):
+        distance = torch.full_like(v, torch.inf)  # of each column from the row `start`, in reduced costs
+        parent = torch.full((num_cols,), -1)  # the row before each column on its shortest path
+        visited_rows, visited_cols = [], []
+        unvisited = torch.arange(num_cols - 1, -1, -1)
+        row, reached = start, cost.new_zeros(())
+        while row >= 0:
+            visited_rows.append(row)
+            through = reached + cost[row, unvisited] - u[row] - v[unvisited]
+            closer = through < distance[unvisited]
+            distance[unvisited[closer]] = through[closer]
+            parent[unvisited[closer]] = row
+            reached = distance[unvisited].min()
+            if reached == torch.inf:
+                raise ValueError("cost matrix is infeasible")
+            nearest = (distance[unvisited] == reached).nonzero()[:, 0]
+            free = nearest[row_of_col[unvisited[nearest]] < 0]
+            # Of the columns at the least distance, the last free one, else the first.
+            index = int(free[-1] if len(free) else nearest[0])
+            col = int(unvisited[index])
+            visited_cols.append(col)
+            unvisited[index] = unvisited[-1]
+            unvisited = unvisited[:-1]
+            row = int(row_of_col[col])
+        for row in visited_rows:
+            u[row] += reached if row == start else reached - distance[col_of_row[row]]
+        v[visited_cols] -= reached - distance[visited_cols]
+        while True:  # augment along the path, from the free column back to the row `start`
+            row = int(parent[col])
+            row_of_col[col] = row
+            col, col_of_row[row] = int(col_of_row[row]), col
+            if row == start:
+                break
+    return col_of_row, u, v

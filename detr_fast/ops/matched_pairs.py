@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detr_fast.ops.linear_sum_assignment import as_sizes
+from detr_fast.ops.batch_linear_sum_assignment import as_sizes
 from detr_fast.ops.targets import Targets
 
 
 def matched_pairs(index: Tensor, targets_or_sizes: Targets | Sequence[int]) -> list[list[tuple[Tensor, Tensor]]]:
-    """The answer in the form that DETR's matcher returns.
+    """Convert matches to the form that DETR's matcher returns.
 
     Args:
         index: int64 [L,T] or [L,G,T], as :func:`batch_linear_sum_assignment` returns it, on the CPU.
-        targets_or_sizes: the targets, or how many each image has.
+        targets_or_sizes: the targets, or the number of targets of each image.
 
     Returns:
         For each layer and image the matched queries, ascending, and the target of each, counted within the

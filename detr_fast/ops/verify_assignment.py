@@ -4,50 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from detr_fast.ops.linear_sum_assignment import as_sizes, check_sizes
+from detr_fast.ops.batch_linear_sum_assignment import as_sizes, check_sizes
+from detr_fast.ops.linear_sum_assignment import as_array
 from detr_fast.ops.targets import Targets
+
+_EPS = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
 class AssignmentProof:
-    """How far from a proof of optimality each problem is, in units of cost; 0 but for rounding if optimal.
+    """How far from a proof of optimality each problem is, in units of cost, on the CPU.
 
-    All of them are [L,B], or [L,G,B] with groups.
+    All fields are [L,B], or [L,G,B] with groups.
     """
 
-    infeasibility: Tensor  # float64: the most by which the duals exceed what they may be
-    slackness: Tensor  # float64: the most that a matched pair's cost exceeds its duals, or a free one's dual is not 0
-    gap: Tensor  # float64: bounds from above what the assignment costs more than an optimal one
-    optimal: Tensor  # bool: every target (or query, if fewer) has one of its own, and the three are rounding
+    infeasibility: Tensor  # float64: the maximum by which the duals exceed their constraints
+    slackness: Tensor  # float64: the maximum |cost - dual sum| of a matched pair, or |dual| of an unmatched member
+    gap: Tensor  # float64: an upper bound, rounding included, of the assignment's cost above that of an optimal one
+    optimal: Tensor  # bool: the assignment is complete, and the three are within the rounding of its costs
 
     def __bool__(self) -> bool:
-        """Whether every problem's assignment is optimal."""
+        """Whether every problem's assignment is proved optimal."""
         return bool(self.optimal.all())
 
 
 def verify_assignment(
-    cost: Tensor,  # [L,T,Q], or [T,Q]
-    index: Tensor,  # int64 [L,T], [L,G,T], or [T]
-    u: Tensor,  # like index
-    v: Tensor,  # [L,B,Q], or [Q]
+    cost: Tensor,
+    index: Tensor,
+    u: Tensor,
+    v: Tensor,
     targets_or_sizes: Targets | Sequence[int] | None = None,
 ) -> AssignmentProof:
-    """Check that assignments are optimal, in O(TQ).
+    """Prove that assignments are optimal, in O(TQ) and on the CPU.
 
-    The duals u of targets and v of queries prove it if u + v is nowhere above the cost and equals it on matched
-    pairs, and if on the side that has more members no dual is positive and those of its unmatched members are 0:
-    then sum(u) + sum(v) is a lower bound of every assignment's cost, and this one attains it.
+    By weak duality (Kuhn, "The Hungarian method for the assignment problem", 1955), duals with u + v at most the cost,
+    none of which is positive on the side with more members, bound the cost of every assignment from below by their
+    sum. From the duals of that side and the costs, the duals of the other side are computed anew, so that the bound
+    holds whatever duals were given; ``gap`` is the assignment's cost less the bound, and includes the rounding of this
+    computation.
+
+    An assignment is *optimal* if it is complete and if, for each member of the smaller side, the duals' violations and
+    the gap are at most ``64 * eps * (|c| + (n + 1) * s)``: c is the member's own matched cost, n the number of members,
+    s the median over the members of the median of their finite costs above their minimum, and eps that of float64. The
+    tolerance depends on the costs alone: outliers among the costs of a few members do not widen it for the others. An
+    assignment that is optimal but whose duals suffered from such outliers is then not proved.
 
     Args:
-        cost: as for :func:`batch_linear_sum_assignment`; or the matrix of one problem.
-        index: the query of each target, -1 for none.
-        u, v: the duals, as ``batch_linear_sum_assignment(..., return_duals=True)`` gives them. Wrong ones
-            cannot make a wrong answer pass.
-        targets_or_sizes: the targets, or how many each image has. Not needed for one problem.
+        cost: [L,T,Q], as for :func:`batch_linear_sum_assignment`; or [T,Q], the matrix of one problem.
+        index: int64 [L,T], [L,G,T], or [T]: the query of each target, -1 for none.
+        u: the duals of the targets, of the shape of ``index``, as ``batch_linear_sum_assignment(...,
+            return_duals=True)`` returns them.
+        v: [L,B,Q], or [Q]: the duals of the queries.
+        targets_or_sizes: the targets, or the number of targets of each image. Not needed for one problem.
 
     Raises:
         ValueError: shapes do not fit together.
@@ -65,56 +79,93 @@ def verify_assignment(
             f"cost {list(cost.shape)} needs index and u [L,T] or [L,G,T] and v [L,B,Q], "
             f"got {list(index.shape)}, {list(u.shape)} and {list(v.shape)}"
         )
-    v = v.reshape(layers, images, groups, queries).transpose(1, 2)  # [L,G,B,Q']
-    cost = cost.double().reshape(layers, num_targets, groups, queries).transpose(1, 2)  # [L,G,T,Q']
-    size = torch.tensor(sizes, device=cost.device)
-    image = torch.arange(images, device=cost.device).repeat_interleave(size)  # [T]
-    more_queries, more_targets = size <= queries, size >= queries  # [B]; square: neither side is restricted
-    more_queries, more_targets = more_queries & ~more_targets, more_targets & ~more_queries
-
-    def per_image(values: Tensor, reduce: str) -> Tensor:  # [L,G,T] -> [L,G,B]
-        start = values.new_zeros(layers, groups, images)
-        return start.scatter_reduce(2, image.expand_as(values), values, reduce, include_self=True)
-
-    matched = index >= 0
-    own_query = index.where(matched, 0) - queries * torch.arange(groups, device=index.device)[:, None]
-    in_range = matched & (own_query >= 0) & (own_query < queries)
-    own_query = own_query.where(in_range, 0)
-    place = (image * queries + own_query).where(in_range, images * queries)
-    taken = v.new_zeros(layers, groups, images * queries + 1)
-    taken = taken.scatter_add(2, place, torch.ones_like(u))[..., :-1].unflatten(2, (images, queries))  # [L,G,B,Q']
-
-    over = (u[..., None] + v[:, :, image] - cost).amax(-1) if queries else torch.zeros_like(u)
-    infeasibility = per_image(over.clamp(min=0), "amax")
-    positive_u = per_image(u.clamp(min=0), "amax") * more_targets
-    positive_v = _largest(v.clamp(min=0)) * more_queries
-    infeasibility = infeasibility.maximum(positive_u).maximum(positive_v)
-
-    if queries:
-        own_cost = cost.gather(3, own_query[..., None])[..., 0].where(in_range, 0)
-        own_v = v[:, :, image].gather(3, own_query[..., None])[..., 0]
-    else:
-        own_cost = own_v = torch.zeros_like(u)
-    slack = (own_cost - u - own_v).abs().where(in_range, u.abs())
-    slackness = per_image(slack, "amax").maximum(_largest(v.abs() * (taken == 0)) * more_queries)
-
-    # Lowering the duals of the smaller side by the infeasibility, and clipping those of the other, makes them feasible.
-    fewer = size.clamp(max=queries)
-    u_bound = u.where(~more_targets[image], u.clamp(max=0))
-    v_bound = v.where(~more_queries[:, None], v.clamp(max=0))
-    bound = per_image(u_bound, "sum") + v_bound.sum(-1) - fewer * infeasibility
-    gap = (per_image(own_cost, "sum") - bound).clamp(min=0)
-
-    pairs = per_image(in_range.double(), "sum")
-    complete = (pairs == fewer) & (per_image((matched & ~in_range).double(), "amax") == 0) & (_largest(taken) <= 1)
-    magnitude = per_image(u.abs() + own_cost.abs(), "amax").maximum(_largest(v.abs()))
-    rounding = 64 * (fewer + 1) * torch.finfo(torch.float64).eps * magnitude
-    optimal = complete & (infeasibility <= rounding) & (slackness <= rounding) & (gap <= (fewer + 1) * rounding)
-    optimal &= gap.isfinite()
-    proof = (infeasibility, slackness, gap, optimal)
-    return AssignmentProof(*(x if grouped else x[:, 0] for x in proof))
+    arrays = [as_array(x).astype(np.float64) for x in (cost, u, v)]
+    numbers = np.zeros((3, layers, groups, images))
+    optimal = np.zeros((layers, groups, images), dtype=bool)
+    for layer, group, image in np.ndindex(optimal.shape):
+        targets = slice(sum(sizes[:image]), sum(sizes[: image + 1]))
+        own = slice(group * queries, (group + 1) * queries)
+        problem = _Problem(
+            arrays[0][layer, targets, own],
+            as_array(index[layer, group, targets]) - own.start * (as_array(index[layer, group, targets]) >= 0),
+            arrays[1][layer, group, targets],
+            arrays[2][layer, image, own],
+        )
+        *numbers[:, layer, group, image], optimal[layer, group, image] = _prove(problem)
+    proof = [torch.from_numpy(x if grouped else x[:, 0]) for x in (*numbers, optimal)]
+    return AssignmentProof(*proof)
 
 
-def _largest(values: Tensor) -> Tensor:
-    """Over the last dimension, 0 where there is nothing."""
-    return values.amax(-1) if values.shape[-1] else values.sum(-1)
+class _Problem(NamedTuple):
+    """One problem, from the side of the rows."""
+
+    cost: np.ndarray  # float64 [N,M]
+    col_of_row: np.ndarray  # int64 [N], -1 for none
+    row_dual: np.ndarray  # float64 [N]
+    col_dual: np.ndarray  # float64 [M]
+
+
+def _prove(problem: _Problem) -> tuple[float, float, float, bool]:
+    """Return infeasibility, slackness, gap, and whether the assignment is optimal."""
+    num_rows, num_cols = problem.cost.shape
+    assigned = problem.col_of_row[problem.col_of_row >= 0]
+    distinct = len(np.unique(assigned)) == len(assigned)
+    if not distinct or (assigned >= num_cols).any() or (problem.col_of_row < -1).any():
+        return np.inf, np.inf, np.inf, False
+    if len(assigned) < min(num_rows, num_cols):
+        return np.inf, np.inf, np.inf, False
+    if num_rows > num_cols:
+        problem = _transposed(problem)
+    if not len(problem.cost):
+        slackness = float(np.abs(problem.col_dual).max(initial=0))
+        return 0.0, slackness, 0.0, slackness == 0
+    with np.errstate(invalid="ignore", over="ignore"):
+        return _prove_complete(problem)
+
+
+def _transposed(problem: _Problem) -> _Problem:
+    row_of_col = np.full(problem.cost.shape[1], -1, dtype=np.int64)
+    (row,) = (problem.col_of_row >= 0).nonzero()
+    row_of_col[problem.col_of_row[row]] = row
+    return _Problem(problem.cost.T, row_of_col, problem.col_dual, problem.row_dual)
+
+
+def _prove_complete(problem: _Problem) -> tuple[float, float, float, bool]:
+    """Prove a problem with at most as many rows as columns, all rows assigned."""
+    cost, col, u, v = problem
+    rows = np.arange(len(cost))
+    matched_cost = cost[rows, col]
+    unmatched = np.ones(len(v), dtype=bool)
+    unmatched[col] = False
+    if np.isnan(cost).any() or (cost == -np.inf).any() or (matched_cost == np.inf).any():
+        return np.inf, np.inf, np.inf, False
+    tolerance = _tolerance(cost, matched_cost)
+
+    infeasibility = np.maximum((u[:, None] + v - cost).max(1), 0)
+    slackness = np.abs(matched_cost - u - v[col])
+    positive = np.maximum(v, 0) if unmatched.any() else np.zeros(1)
+    unmatched_dual = np.abs(v[unmatched]).max(initial=0)
+
+    v = np.minimum(v, 0) if unmatched.any() else v
+    u = (cost - v).min(1)
+    excess = np.maximum(matched_cost - v[col] - u, 0)
+    # Each difference is rounded by at most eps / 2 of itself.
+    rounding = 2 * _EPS * (np.abs(u) + np.abs(matched_cost) + np.abs(v[col]))
+    gap = excess + rounding
+    total = gap.sum() - v[unmatched].sum()
+
+    optimal = (
+        (np.maximum(infeasibility, slackness) <= tolerance).all()
+        and (gap <= tolerance).all()
+        and max(positive.max(), unmatched_dual) <= tolerance.min()
+        and np.isfinite(total)
+    )
+    worst = max(infeasibility.max(), positive.max()), max(slackness.max(), unmatched_dual)
+    return float(worst[0]), float(worst[1]), float(total), bool(optimal)
+
+
+def _tolerance(cost: np.ndarray, matched_cost: np.ndarray) -> np.ndarray:
+    """Return what each row may deviate by, [N]; see :func:`verify_assignment`."""
+    above = cost - cost.min(1, keepdims=True)
+    spread = np.sort(np.nanmedian(np.where(above < np.inf, above, np.nan), 1))[(len(cost) - 1) // 2]
+    return 64 * _EPS * (np.abs(matched_cost) + (len(cost) + 1) * spread)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOSSES = ("loss_ce", "loss_bbox", "loss_giou")
 
 
 @dataclass(frozen=True)
 class MatchWeights:
     """The costs that decide which query is matched to which target.
 
-    Presets: :meth:`detr` (the original), :meth:`mmdet` (the DETR head of MMDetection 2.11),
-    :meth:`deformable` (focal class cost, as Deformable DETR and most that came after).
+    The presets :meth:`detr`, :meth:`mmdet2`, :meth:`mmdet3`, :meth:`deformable`, :meth:`rt_detr` and :meth:`lw_detr`
+    are the costs of the implementations that they name.
     """
 
     cost_class: float = 1.0
@@ -31,30 +36,46 @@ class MatchWeights:
 
     @classmethod
     def detr(cls) -> MatchWeights:
-        """Costs 1/5/2, probability of the class, L1 on centres and sizes."""
+        """The costs of facebookresearch/detr: weights 1, 5 and 2, the class probability, and L1 distance in cxcywh."""
         return cls()
 
     @classmethod
-    def mmdet(cls) -> MatchWeights:
-        """As the original's, but L1 on corners, and GIoU in pixels with areas of at least 1e-6.
+    def mmdet2(cls) -> MatchWeights:
+        """The costs of the DETR head of MMDetection 2.11.
 
-        Pixels are taken as 1333 to the unit, the longest side of its test pipeline: GIoU does not depend on
-        the scale, only the smallest area does.
+        They are those of :meth:`detr`, except that the L1 distance is computed in xyxy, and the GIoU in pixels with a
+        smallest area of 1e-6. A box coordinate of 1 is taken as 1333 pixels, the longest side of an image in its test
+        pipeline. The GIoU does not depend on this scale, except through the smallest area.
         """
         return cls(l1_format="xyxy", giou_eps=1e-6, box_scale=1333.0)
 
     @classmethod
+    def mmdet3(cls) -> MatchWeights:
+        """The costs of MMDetection 3.3's DETR: those of :meth:`mmdet2`, but with the L1 distance in cxcywh."""
+        return cls(giou_eps=1e-6, box_scale=1333.0)
+
+    @classmethod
     def deformable(cls) -> MatchWeights:
-        """Costs 2/5/2 with the focal class cost (https://arxiv.org/abs/2010.04159, appendix A.4)."""
+        """Weights 2, 5 and 2 with the focal class cost (https://arxiv.org/abs/2010.04159, appendix A.4)."""
         return cls(cost_class=2.0, class_cost="focal")
+
+    @classmethod
+    def rt_detr(cls) -> MatchWeights:
+        """The costs of RT-DETR (https://arxiv.org/abs/2304.08069), equal to :meth:`deformable`."""
+        return cls.deformable()
+
+    @classmethod
+    def lw_detr(cls) -> MatchWeights:
+        """The costs of LW-DETR (https://arxiv.org/abs/2406.03459), equal to :meth:`deformable`."""
+        return cls.deformable()
 
 
 @dataclass(frozen=True)
 class LossWeights:
     """The losses of matched and unmatched queries, and what they are divided by.
 
-    Presets as in :class:`MatchWeights`; those of RT-DETR and LW-DETR want a class score to be the box's IoU, or a blend
-    of the two, and go with ``MatchWeights.deformable()``.
+    The presets have the names of those of :class:`MatchWeights`. The class losses of RT-DETR and LW-DETR train a class
+    score towards the box's IoU, or towards a combination of the score and the IoU.
     """
 
     loss_ce: float = 1.0
@@ -75,28 +96,47 @@ class LossWeights:
 
     @classmethod
     def detr(cls) -> LossWeights:
-        """Losses 1/5/2, no-object weight 0.1, boxes divided by the number of targets."""
+        """The losses of facebookresearch/detr: weights 1, 5 and 2, and 0.1 for no-object."""
         return cls()
 
     @classmethod
-    def mmdet(cls) -> LossWeights:
-        """Boxes divided by the number of matched pairs, the class divisor at least 1, GIoU in pixels."""
+    def mmdet2(cls) -> LossWeights:
+        """The losses of the DETR head of MMDetection 2.11.
+
+        They are those of :meth:`detr`, except that box losses are divided by the number of matched pairs, the divisor
+        of the class loss is at least 1, and the GIoU is computed in pixels; see :meth:`MatchWeights.mmdet2`.
+        """
         return cls(normalizer="matched", min_class_normalizer=1.0, giou_eps=1e-6, box_scale=1333.0)
 
     @classmethod
+    def mmdet3(cls) -> LossWeights:
+        """The losses of MMDetection 3.3's DETR, equal to :meth:`mmdet2`."""
+        return cls.mmdet2()
+
+    @classmethod
     def deformable(cls) -> LossWeights:
-        """Losses 2/5/2, sigmoid focal loss divided by the number of targets."""
+        """Weights 2, 5 and 2, the sigmoid focal loss divided by the number of targets."""
         return cls(loss_ce=2.0, class_loss="focal")
 
     @classmethod
     def rt_detr(cls) -> LossWeights:
-        """Losses 1/5/2, varifocal loss (https://arxiv.org/abs/2008.13367, equation 2) with alpha 0.75."""
+        """Weights 1, 5 and 2, the varifocal loss (https://arxiv.org/abs/2008.13367, equation 2) with alpha 0.75."""
         return cls(class_loss="varifocal", focal_alpha=0.75)
 
     @classmethod
     def lw_detr(cls) -> LossWeights:
-        """Losses 1/5/2, IoU-aware cross-entropy (https://arxiv.org/abs/2304.07527)."""
+        """Weights 1, 5 and 2, the IoU-aware cross-entropy (https://arxiv.org/abs/2304.07527)."""
         return cls(class_loss="ia_bce")
+
+    @property
+    def loss_weights(self) -> tuple[float, float, float]:
+        """The weights of the class, L1 and GIoU loss, in the order of :data:`LOSSES`."""
+        return self.loss_ce, self.loss_bbox, self.loss_giou
+
+    def weighted_sum(self, losses: Tensor) -> Tensor:
+        """Sum the losses [3,L], weighted, over all layers."""
+        weighted = (weight * loss.sum() for weight, loss in zip(self.loss_weights, losses, strict=True))
+        return sum(weighted, losses.new_zeros(()))
 
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:

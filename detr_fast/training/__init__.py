@@ -7,9 +7,7 @@ from detr_fast.data import DataError
 from detr_fast.images import ImageError
 from detr_fast.models import CheckpointError
 from detr_fast.training.config import ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from detr_fast.training.criterion import CriterionOutput, SetCriterion
 from detr_fast.training.evaluation import coco_metrics, evaluate_model
-from detr_fast.training.matcher import HungarianMatcher
 from detr_fast.training.monitor import TrainingError
 from detr_fast.training.prediction import predict_files
 from detr_fast.training.trainer import Stopped, Trainer
@@ -20,12 +18,9 @@ USER_ERRORS = (CheckpointError, ConfigError, DataError, FileNotFoundError, Image
 __all__ = [
     "USER_ERRORS",
     "ConfigError",
-    "CriterionOutput",
     "DataConfig",
-    "HungarianMatcher",
     "ModelConfig",
     "OptimConfig",
-    "SetCriterion",
     "Stopped",
     "TrainConfig",
     "Trainer",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from detr_fast.training.files import write_whole
+from detr_fast.ops.faults import raise_faults
+from detr_fast.training.run_checkpoint import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +70,9 @@ class LossMonitor:
 
 
 def _raise_device_faults(*, since: str) -> None:
-    """Raise what kernels noted on the device; without kernels nothing is imported and nothing asked."""
-    faults = sys.modules.get("detr_fast.kernels.faults")
+    """Raise the faults that kernels reported on the device."""
     try:
-        if faults is not None:
-            faults.raise_faults()
+        raise_faults()
     except ValueError as error:
         raise TrainingError(f"{since}, or soon after: {error}; the last good checkpoint is kept") from error
 

@@ -19,17 +19,16 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+from detr_fast.checkpoints.state_dict import CheckpointError
+from detr_fast.criterion import SetCriterion
 from detr_fast.data import Batch, Resize
-from detr_fast.models.checkpoints import CheckpointError
-from detr_fast.training.checkpoint import BEST, LAST, load_last_whole, save_checkpoint
 from detr_fast.training.config import TrainConfig
-from detr_fast.training.criterion import SetCriterion
 from detr_fast.training.evaluation import EvaluationStopped, evaluate
-from detr_fast.training.files import write_whole
 from detr_fast.training.loading import build_eval_data, build_train_data
 from detr_fast.training.model import build_model, save_model
 from detr_fast.training.monitor import LossMonitor, MetricsLog, TrainingError
 from detr_fast.training.report import write_report
+from detr_fast.training.run_checkpoint import BEST, LAST, load_last_whole, save_checkpoint, write_whole
 from detr_fast.training.signals import StopSignal
 from detr_fast.training.state import RunState
 

@@ -10,8 +10,8 @@ import torch
 pytest.importorskip("transformers", reason="transformers is not installed; it is in the extra 'test'")
 
 from detr_fast import DETR
+from detr_fast.checkpoints.formats import recognise, to_original
 from detr_fast.models import convert_checkpoint, read_state_dict
-from detr_fast.models.formats import recognise, to_original
 
 
 @pytest.fixture(scope="module", params=["huggingface", "huggingface_timm"])

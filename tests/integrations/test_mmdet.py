@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from detr_fast import DETR, LossWeights, MatchWeights, Targets, ops
+from detr_fast.checkpoints.formats import recognise, to_original
 from detr_fast.models import load_weights
-from detr_fast.models.formats import recognise, to_original
 
 NUM_CLASSES, NUM_QUERIES = 6, 10
 SIZES = ((480, 640), (333, 500), (64, 800))
@@ -119,7 +119,7 @@ def test_the_costs(fast, costs):
     found = ops.match_cost(logits, boxes, fast._pack([truth], [SIZES[0]]), weights=weights)
     torch.testing.assert_close(found[0].T, expected, rtol=2e-6, atol=2e-6)
     if costs == "corners":
-        preset = ops.match_cost(logits, boxes, fast._pack([truth], [SIZES[0]]), weights=MatchWeights.mmdet())
+        preset = ops.match_cost(logits, boxes, fast._pack([truth], [SIZES[0]]), weights=MatchWeights.mmdet2())
         torch.testing.assert_close(preset[0].T, expected, rtol=2e-6, atol=2e-6)
 
 
@@ -163,15 +163,15 @@ def test_the_head(fast, costs, options, counts, monkeypatch):
 
 @pytest.mark.parametrize("counts", [(3, 0, 5), (14, 2)], ids=["ragged", "more than queries"])
 def test_the_preset_is_the_head_of_2_11(fast, counts):
-    """L1 on corners, GIoU in pixels, matched pairs as the normaliser: MatchWeights.mmdet() and LossWeights.mmdet()."""
+    """MatchWeights.mmdet2() and LossWeights.mmdet2(): L1 in xyxy, GIoU in pixels, divided by the matched pairs."""
     head, _ = build_heads("corners")
     logits, boxes = make_predictions(len(counts), NUM_CLASSES + 1)
     instances, metas = make_instances(counts)
     theirs = head.loss_by_feat(logits, boxes, instances, metas)
     targets: Targets = fast._pack(instances, [meta["img_shape"] for meta in metas])
-    weights = LossWeights.mmdet()
+    weights = LossWeights.mmdet2()
     index = ops.batch_linear_sum_assignment(
-        ops.match_cost(logits, boxes, targets, weights=MatchWeights.mmdet()), targets
+        ops.match_cost(logits, boxes, targets, weights=MatchWeights.mmdet2()), targets
     )
     ours = ops.set_loss(logits, boxes, targets, index, weights=weights)
     for own, name in (("loss_ce", "loss_cls"), ("loss_bbox", "loss_bbox"), ("loss_giou", "loss_iou")):

@@ -21,23 +21,23 @@ from typing import Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
-from triton.compiler import ASTSource
-
 from detr_fast.kernels.linear_sum_assignment import launch_options as assignment_options
 from detr_fast.kernels.linear_sum_assignment import linear_sum_assignment_kernel
-from detr_fast.kernels.match_cost import constants as match_cost_constants
-from detr_fast.kernels.match_cost import match_cost_kernel
 from detr_fast.kernels.pairwise_box import (
     BACKWARD_BLOCK,
     FORWARD_BLOCK,
     pairwise_box_bwd_kernel,
     pairwise_box_fwd_kernel,
 )
+from detr_fast.kernels.set_loss_kernels import set_loss_bwd_kernel, set_loss_fwd_kernel, set_loss_reduce_kernel
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+from triton.compiler import ASTSource
+
+from detr_fast.kernels.match_cost import constants as match_cost_constants
+from detr_fast.kernels.match_cost import match_cost_kernel
 from detr_fast.kernels.set_loss import launch_options as set_loss_options
 from detr_fast.kernels.set_loss import loss_weights, reduce_options
-from detr_fast.kernels.set_loss_kernels import set_loss_bwd_kernel, set_loss_fwd_kernel, set_loss_reduce_kernel
 from detr_fast.kernels.sine_coordinate_embedding import constants as coordinate_constants
 from detr_fast.kernels.sine_coordinate_embedding import (
     sine_coordinate_embedding_bwd_kernel,
@@ -195,7 +195,7 @@ CASES = [
     *_pairwise("iou", False, 0.0, (80, 128)),
     *_pairwise("giou", True, 1e-6, (96, 168)),
     *_pairwise("l1", False, 0.0, (64, 96)),
-    _match_cost(5, "bf16", MatchWeights.mmdet(), 96),
+    _match_cost(5, "bf16", MatchWeights.mmdet2(), 96),
     _match_cost(92, "fp32", MatchWeights.detr(), 128),
     _match_cost(91, "fp32", MatchWeights.deformable(), 112),
     _match_cost(91, "fp32", MatchWeights(class_cost="focal", focal_eps=0.0), 112),
@@ -206,7 +206,7 @@ CASES = [
     _assignment(300, 300, 208),
     _assignment(63, 900, 232),
     _assignment(300, 900, 232),
-    *_set_loss(5, "bf16", LossWeights.mmdet(), (72, 72)),
+    *_set_loss(5, "bf16", LossWeights.mmdet2(), (72, 72)),
     *_set_loss(92, "fp32", LossWeights.detr(), (128, 144)),
     *_set_loss(91, "fp32", LossWeights.deformable(), (96, 144)),
     *_set_loss(91, "fp32", LossWeights.rt_detr(), (112, 144)),

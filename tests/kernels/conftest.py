@@ -63,6 +63,6 @@ def assert_as_exact():
 def no_fault_is_left():
     """What a test provoked on the device is not the next one's."""
     yield
-    if faults := sys.modules.get("detr_fast.kernels.faults"):
+    if faults := sys.modules.get("detr_fast.ops.faults"):
         with suppress(ValueError):
             faults.raise_faults()

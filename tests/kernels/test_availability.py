@@ -8,33 +8,33 @@ import pytest
 import torch
 
 from detr_fast import kernels
-from detr_fast.ops.backends import COLUMNS, BackendError
+from detr_fast.ops.dispatch import OPS, BackendError
 
 IN_TRITON = ["sine_position_encoding", "pairwise_box", "match_cost", "set_loss"]
 
 
 def test_the_solver_is_triton_on_a_gpu_and_cpp_on_a_cpu():
-    assert COLUMNS["linear_sum_assignment"].choose(torch.device("cuda")).name == "triton"
-    assert COLUMNS["linear_sum_assignment"].choose(torch.device("cpu")).name == "cpp"
+    assert OPS["linear_sum_assignment"].choose(torch.device("cuda")).name == "triton"
+    assert OPS["linear_sum_assignment"].choose(torch.device("cpu")).name == "cpp"
 
 
 @pytest.mark.parametrize("name", IN_TRITON)
 def test_a_gpu_is_given_triton_and_a_cpu_the_next(name):
-    assert COLUMNS[name].choose(torch.device("cuda")).name == "triton"
-    assert COLUMNS[name].choose(torch.device("cpu")).name == list(COLUMNS[name].backends)[1]
+    assert OPS[name].choose(torch.device("cuda")).name == "triton"
+    assert OPS[name].choose(torch.device("cpu")).name == list(OPS[name].backends)[1]
 
 
 @pytest.mark.parametrize("name", IN_TRITON)
 def test_without_triton_the_reference_runs_and_triton_says_why_not(name, monkeypatch):
     monkeypatch.setattr(kernels, "_installed", lambda: False)
-    assert COLUMNS[name].choose(torch.device("cuda")).name == "reference"
+    assert OPS[name].choose(torch.device("cuda")).name == "reference"
     with pytest.raises(BackendError, match="'triton' cannot run on cuda: Triton is not installed"):
-        COLUMNS[name].choose(torch.device("cuda"), "triton")
+        OPS[name].choose(torch.device("cuda"), "triton")
 
 
 def test_other_devices_have_no_kernels():
     with pytest.raises(BackendError, match="cannot run on mps: the kernels are written for CUDA devices"):
-        COLUMNS["match_cost"].choose(torch.device("mps"), "triton")
+        OPS["match_cost"].choose(torch.device("mps"), "triton")
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
+from detr_fast.kernels.linear_sum_assignment import batch_linear_sum_assignment
 from torch import Tensor
 
 from detr_fast import ops
 from detr_fast.kernels import LARGEST_PROBLEM, faults
-from detr_fast.kernels.linear_sum_assignment import batch_linear_sum_assignment
 from detr_fast.ops.targets import offsets_of
 
 INF = float("inf")

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 WEIGHTS = {
     "detr": MatchWeights.detr(),
-    "mmdet": MatchWeights.mmdet(),
+    "mmdet2": MatchWeights.mmdet2(),
     "deformable": MatchWeights.deformable(),
     "focal, other numbers": MatchWeights(
         0.5, 3.0, 0.7, class_cost="focal", focal_alpha=0.4, focal_gamma=1.5, focal_eps=1e-3
@@ -76,7 +76,7 @@ def test_no_target(cost, random_targets, sizes):
     assert result.shape == (2, 0, 5)
 
 
-@pytest.mark.parametrize("weights", [MatchWeights.detr(), MatchWeights.mmdet()])
+@pytest.mark.parametrize("weights", [MatchWeights.detr(), MatchWeights.mmdet2()])
 def test_boxes_without_area(cost, weights):
     targets = Targets.from_list([{"labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.0, 0.0]])}])
     boxes = torch.tensor([[[[0.5, 0.5, 0.0, 0.0], [0.1, 0.1, 0.0, 0.3], [0.5, 0.5, 0.2, 0.2]]]])

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from detr_fast import LossWeights, Targets, ops
-from detr_fast.kernels import faults
+from detr_fast.ops import faults
 
 WEIGHTS = [
     LossWeights.detr(),
-    LossWeights.mmdet(),
+    LossWeights.mmdet2(),
     LossWeights.deformable(),
     LossWeights(class_loss="focal", focal_gamma=1.5, focal_alpha=0.6),
     LossWeights(class_loss="focal", focal_gamma=0.0),
@@ -139,7 +139,7 @@ def test_degenerate_and_touching_boxes(run, weights):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("weights", [LossWeights.detr(), LossWeights.mmdet(), LossWeights.deformable()])
+@pytest.mark.parametrize("weights", [LossWeights.detr(), LossWeights.mmdet2(), LossWeights.deformable()])
 def test_gradcheck(device, weights, random_targets):
     torch.manual_seed(0)
     logits = torch.randn(2, 2, 4, 3, dtype=torch.float64).to(device).requires_grad_()

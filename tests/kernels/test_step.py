@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detr_fast import LossWeights, MatchWeights, Targets, ops, use_backend
-from detr_fast.kernels.faults import status_word
-from detr_fast.training.criterion import SetCriterion
+from detr_fast.criterion import SetCriterion
+from detr_fast.ops.faults import status_word
 
 IN_TRITON = {"match_cost": "triton", "linear_sum_assignment": "triton", "set_loss": "triton"}
 ALLOCATIONS = {"aten::empty.memory_format", "aten::detach", "aten::_unsafe_view"}
@@ -111,7 +111,7 @@ def test_nothing_waits_for_the_device(random_targets):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("preset", ["detr", "mmdet", "deformable"])
+@pytest.mark.parametrize("preset", ["detr", "mmdet2", "deformable"])
 def test_a_cuda_graph_serves_other_batches_than_it_was_captured_with(random_targets, preset):
     criterion = SetCriterion.preset(preset)
     logits, boxes = _predictions(3, 3, 20, 5, torch.device("cuda"))

@@ -148,7 +148,7 @@ def test_bad_arguments_are_named(small_detr, arguments, message):
     [
         (torch.zeros(3, 40, 40), None, r"\[B,3,H,W\], got torch.float32 \[3, 40, 40\]"),
         (torch.zeros(1, 4, 40, 40), None, r"got torch.float32 \[1, 4, 40, 40\]"),
-        (torch.zeros(1, 3, 40, 40, dtype=torch.uint8), None, "got torch.uint8.*predict takes pictures as they are"),
+        (torch.zeros(1, 3, 40, 40, dtype=torch.uint8), None, "got torch.uint8.*predict accepts images of any size"),
         (torch.zeros(1, 3, 40, 40), torch.zeros(1, 40, 41, dtype=torch.bool), r"mask must be bool \[1, 40, 40\]"),
         (torch.zeros(1, 3, 40, 40), torch.zeros(1, 40, 40), "got torch.float32"),
     ],

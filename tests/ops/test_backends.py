@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from detr_fast import ops, use_backend
-from detr_fast.ops.backends import COLUMNS, Backend, BackendError, Column
+from detr_fast.ops.dispatch import OPS, Backend, BackendError, Column
 
 NAMES = ["sine_position_encoding", "pairwise_box", "match_cost", "linear_sum_assignment", "set_loss"]
 
@@ -21,15 +21,15 @@ def column():
         return Backend(name, lambda: {"run": lambda: calls.append(name)}, lambda device: reason)
 
     yield Column("testing", [backend("quick", "there is no quick device"), backend("medium"), backend("reference")])
-    del COLUMNS["testing"]
+    del OPS["testing"]
 
 
 CPU = torch.device("cpu")
 
 
 def test_every_hot_path_has_a_column():
-    assert sorted(COLUMNS) == sorted(NAMES)
-    assert set(COLUMNS["linear_sum_assignment"].backends) == {"triton", "cpp", "scipy"}
+    assert sorted(OPS) == sorted(NAMES)
+    assert set(OPS["linear_sum_assignment"].backends) == {"triton", "cpp", "scipy"}
 
 
 def test_the_first_that_can_run_is_taken(column):
@@ -68,7 +68,7 @@ def test_environment(column, monkeypatch):
         assert column.choose(CPU).name == "medium"
     monkeypatch.setenv("DETR_FAST_BACKEND", "scipy")
     assert column.choose(CPU).name == "medium"
-    assert COLUMNS["linear_sum_assignment"].choose(CPU).name == "scipy"
+    assert OPS["linear_sum_assignment"].choose(CPU).name == "scipy"
     monkeypatch.setenv("DETR_FAST_BACKEND", "nonsense")
     with pytest.raises(BackendError, match="no op has a backend 'nonsense'"):
         column.choose(CPU)
@@ -80,12 +80,12 @@ def test_environment(column, monkeypatch):
 @pytest.mark.parametrize("backend", ["cpp", "scipy"])
 def test_the_backend_that_is_chosen_is_the_one_that_runs(backend, monkeypatch):
     ran = []
-    chosen = COLUMNS["linear_sum_assignment"].backends[backend]
+    chosen = OPS["linear_sum_assignment"].backends[backend]
     functions = dict(chosen.load())
     solve = functions["batch_linear_sum_assignment"]
     functions["batch_linear_sum_assignment"] = lambda *args: ran.append(backend) or solve(*args)
     spy = Backend(backend, lambda: functions, chosen.unavailable)
-    monkeypatch.setitem(COLUMNS["linear_sum_assignment"].backends, backend, spy)
+    monkeypatch.setitem(OPS["linear_sum_assignment"].backends, backend, spy)
     ops.batch_linear_sum_assignment(torch.rand(1, 2, 3), [2], backend=backend)
     with use_backend(linear_sum_assignment=backend):
         ops.batch_linear_sum_assignment(torch.rand(1, 2, 3), [2])

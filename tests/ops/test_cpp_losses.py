@@ -11,15 +11,15 @@ from detr_fast import LossWeights, MatchWeights, Targets, ops
 
 MATCH = {
     "detr": MatchWeights.detr(),
-    "mmdet": MatchWeights.mmdet(),
+    "mmdet2": MatchWeights.mmdet2(),
     "deformable": MatchWeights.deformable(),
     "focal of the logit": replace(MatchWeights.deformable(), focal_eps=0.0),
     "other gamma": replace(MatchWeights.deformable(), focal_gamma=1.5, focal_alpha=0.4),
-    "corners, other gamma": replace(MatchWeights.mmdet(), class_cost="focal", focal_gamma=3.0, focal_eps=0.0),
+    "corners, other gamma": replace(MatchWeights.mmdet2(), class_cost="focal", focal_gamma=3.0, focal_eps=0.0),
 }
 LOSS = {
     "detr": LossWeights.detr(),
-    "mmdet": LossWeights.mmdet(),
+    "mmdet2": LossWeights.mmdet2(),
     "deformable": LossWeights.deformable(),
     "rt_detr": LossWeights.rt_detr(),
     "lw_detr": LossWeights.lw_detr(),

@@ -9,9 +9,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 
 from detr_fast import LossWeights, MatchWeights, Targets, ops, use_backend
-from detr_fast.kernels import faults
-from detr_fast.ops.backends import COLUMNS
-from detr_fast.training.criterion import SetCriterion
+from detr_fast.criterion import SetCriterion
+from detr_fast.ops import faults
+from detr_fast.ops.dispatch import OPS
 
 SIZES = [3, 0, 7]
 
@@ -91,7 +91,7 @@ def _steps(predictions: tuple[Tensor, Tensor], run, targets: Targets) -> list[Te
 
 
 @pytest.mark.parametrize(
-    ("preset", "name"), [("detr", "cpp"), ("mmdet", "triton"), ("deformable", "triton"), ("deformable", "reference")]
+    ("preset", "name"), [("detr", "cpp"), ("mmdet2", "triton"), ("deformable", "triton"), ("deformable", "reference")]
 )
 def test_the_criterion_compiles_whole_and_once_for_all_batches(predictions, random_targets, name, preset):
     criterion = SetCriterion.preset(preset)
@@ -102,7 +102,7 @@ def test_the_criterion_compiles_whole_and_once_for_all_batches(predictions, rand
 
     compiled = torch.compile(total, fullgraph=True, backend=compiler)
     solver = {"cpp": "cpp", "triton": "triton", "reference": "scipy"}[name]
-    with use_backend(match_cost=name, set_loss=name, linear_sum_assignment=solver):
+    with use_backend(match_cost=name, set_loss=name, batch_linear_sum_assignment=solver):
         for seed, sizes in enumerate([SIZES, [2, 1, 0], [8, 0, 1], [1, 1, 1], [0, 12, 4]]):
             targets = random_targets(sizes, 4, seed)
             eager, whole = (_steps(predictions, run, targets) for run in (total, compiled))
@@ -172,5 +172,5 @@ def test_matcher_criterion_and_encoding_with_fake_tensors(device, groups, random
 
 def test_every_column_is_registered():
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("detr_fast::")}
-    for column in COLUMNS:
+    for column in OPS:
         assert any(name.startswith((column, f"batch_{column}")) for name in names), column

@@ -9,7 +9,7 @@ import torch
 from detr_fast import MatchWeights, Targets, ops
 
 CASES = "ABCDEFT"
-PRESETS = [MatchWeights.detr(), MatchWeights.mmdet(), MatchWeights.deformable()]
+PRESETS = [MatchWeights.detr(), MatchWeights.mmdet2(), MatchWeights.deformable()]
 
 
 @pytest.mark.parametrize("case", CASES)

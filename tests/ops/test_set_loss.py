@@ -67,7 +67,7 @@ def test_golden_gradients_of_single_losses(golden, golden_case, case, name, want
     )
 
 
-PRESETS = [LossWeights.detr(), LossWeights.mmdet(), LossWeights.deformable()]
+PRESETS = [LossWeights.detr(), LossWeights.mmdet2(), LossWeights.deformable()]
 
 
 def _slow_losses(logits, boxes, targets: Targets, index, weights: LossWeights):

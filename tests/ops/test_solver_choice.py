@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from detr_fast import kernels
-from detr_fast.ops.backends import COLUMNS
 from detr_fast.ops.solver_choice import CROSSOVER, Work, on_device
 
-COLUMN = COLUMNS["linear_sum_assignment"]
+from detr_fast import kernels
+from detr_fast.ops.dispatch import OPS
+
+COLUMN = OPS["linear_sum_assignment"]
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 

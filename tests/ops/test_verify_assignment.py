@@ -67,6 +67,64 @@ def test_no_wrong_duals_pass():
     assert not bool(ops.verify_assignment(cost, index, u * float("nan"), v))
 
 
+@pytest.mark.parametrize("size", [2, 5, 20])
+@pytest.mark.parametrize("shift", [1e15, -1e15, 1e300])
+def test_inflated_duals_prove_nothing(size, shift):
+    """Duals so large that the costs vanish in their rounding satisfy every constraint."""
+    cost = torch.rand(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
+    u, v = torch.full((2, size), shift, dtype=torch.float64) * torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    for index in (torch.arange(size), torch.arange(size).flip(0), torch.arange(size).roll(1)):
+        assert not bool(ops.verify_assignment(cost, index, u, v))
+
+
+@pytest.mark.parametrize("row", [0, 3])
+def test_an_outlier_does_not_hide_a_worse_pair(row):
+    """One target's costs are 1e13 higher: a target moved to a query 0.6 dearer is not proved, whichever it is."""
+    generator = torch.Generator().manual_seed(0)
+    cost = torch.rand(6, 9, dtype=torch.float64, generator=generator)
+    cost[row] += 1e13
+    index, u, v = (x[0] for x in ops.batch_linear_sum_assignment(cost[None], [6], return_duals=True))
+    unassigned = sorted(set(range(9)) - set(index.tolist()))
+    found = 0
+    for target, query in itertools.product(range(6), unassigned):
+        if cost[target, query] - cost[target, index[target]] > 0.6:
+            worse = index.clone()
+            worse[target] = query
+            assert not bool(ops.verify_assignment(cost, worse, u, v[0]))
+            found += 1
+    assert found >= 3
+
+
+def test_an_outlying_pair_does_not_hide_a_worse_one():
+    """One pair that has to be taken costs 1e13; the others are still held to their own costs."""
+    cost = torch.rand(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    cost[:, 4] += 1e13
+    index, u, v = (x[0] for x in ops.batch_linear_sum_assignment(cost[None], [5], return_duals=True))
+    for first, second in itertools.combinations(range(5), 2):
+        worse = index.clone()
+        worse[[first, second]] = index[[second, first]]
+        if float(cost[range(5), worse].sum() - cost[range(5), index].sum()) > 0.01:
+            assert not bool(ops.verify_assignment(cost, worse, u, v[0]))
+
+
+def test_forbidden_pairs_are_not_outliers():
+    cost = torch.rand(1, 4, 9, generator=torch.Generator().manual_seed(0))
+    cost[cost > 0.4] = torch.inf
+    cost[0, range(4), range(4)] = 0.5
+    answer = ops.batch_linear_sum_assignment(cost, [4], return_duals=True)
+    assert bool(ops.verify_assignment(cost, *answer, [4]))
+    worse = answer.query_index.clone()
+    worse[0, 0] = next(q for q in range(9) if q not in worse[0].tolist() and cost[0, 0, q] < torch.inf)
+    assert not bool(ops.verify_assignment(cost, worse, *answer[1:], [4]))
+
+
+def test_no_images():
+    answer = ops.batch_linear_sum_assignment(torch.zeros(2, 0, 5), [], return_duals=True)
+    proof = ops.verify_assignment(torch.zeros(2, 0, 5), *answer, [])
+    assert bool(proof)
+    assert proof.gap.shape == (2, 0)
+
+
 def test_shapes_must_fit():
     cost, index, u, v = _solved([3, 2], 6)
     with pytest.raises(ValueError, match="needs index and u"):

@@ -9,7 +9,7 @@ import torch
 from detr_fast.training import OptimConfig, TrainingError, coco_metrics
 from detr_fast.training.monitor import LossMonitor, MetricsLog, read_metrics
 from detr_fast.training.optim import build_ema, build_optimizer, build_scheduler
-from detr_fast.training.random_state import random_state, set_random_state
+from detr_fast.training.state import random_state, set_random_state
 
 
 def _ground_truth():

@@ -14,8 +14,8 @@ from detr_fast import DETR
 from detr_fast.data import DataError
 from detr_fast.models import CheckpointError
 from detr_fast.training import ConfigError, Stopped, Trainer, TrainingError
-from detr_fast.training.checkpoint import load_checkpoint
 from detr_fast.training.monitor import read_metrics
+from detr_fast.training.run_checkpoint import load_checkpoint
 
 
 def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:

@@ -28,7 +28,7 @@ from detr_fast.integrations.huggingface.matching import (
 )
 from detr_fast.integrations.huggingface.rebinding import OwnAssignment, rebind
 from detr_fast.integrations.pairs import from_pairs, to_pairs
-from detr_fast.ops.errors import cardinality_error
+from detr_fast.ops.metrics import cardinality_error
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import LossWeights
 

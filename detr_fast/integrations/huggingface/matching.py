@@ -77,7 +77,7 @@ def _cost_of_phrases(
 ) -> Tensor:
     """Costs [L,T,Q] where a class is a phrase: the mean of the focal costs of its tokens."""
     one_class = boxes.new_zeros(()).expand(*boxes.shape[:3], 1)
-    unlabelled = Targets(torch.zeros_like(targets.labels), targets.boxes, targets.sizes, targets.offsets, 0)
+    unlabelled = Targets(torch.zeros_like(targets.labels), targets.boxes, targets.sizes, targets.offsets)
     cost = ops.match_cost(one_class, boxes, unlabelled, weights=replace(weights, cost_class=0.0))
     of_token = focal_class_cost(logits, weights)  # [L,B,Q,C]
     of_phrase = []

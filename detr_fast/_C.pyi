@@ -1,0 +1,117 @@
+"""The C++ backends, built from csrc/: NumPy arrays in, NumPy arrays out. They are called through detr_fast.ops.
+
+Shape letters are those of detr_fast.ops. Arrays are taken as they are, without conversion: predictions have a
+contiguous last axis, targets, indices and upstream gradients are contiguous.
+"""
+
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Float = TypeVar("_Float", np.float32, np.float64)
+
+def instruction_sets() -> list[str]:
+    """The instruction sets that this machine has, widest first, as "avx512", "avx2", "portable"."""
+
+def use_instruction_set(name: str) -> bool:
+    """Use the named instruction set in every op from now on; False if this machine does not have it."""
+
+def solve(cost: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """The row and column indices of ``scipy.optimize.linear_sum_assignment``, to minimize the cost [N,M].
+
+    None if ``cost`` is not an aligned two-dimensional array of native float32 or float64.
+    """
+
+def solve_batch(
+    cost: NDArray[_Float],
+    sizes: list[int],
+    groups: int,
+    num_threads: int,
+    with_duals: bool,
+) -> tuple[
+    NDArray[np.int64],
+    NDArray[np.float64] | None,
+    NDArray[np.float64] | None,
+    list[tuple[bool, int, int, int]],
+]:
+    """Assign the targets of each image: cost [L,T,Q], with T the sum of the ``sizes`` [B].
+
+    Returns:
+        Queries [L,G,T], -1 where unassigned; duals of the targets [L,G,T] and of the queries [L,B,Q], or None; and
+        for each problem without a solution: whether the cost holds NaN or -inf, the layer, the image, and the target
+        or -1.
+    """
+
+class MatchOptions:
+    """How match_cost computes; the fields of detr_fast.MatchWeights."""
+
+    def __init__(
+        self,
+        *,
+        focal: bool,
+        corners: bool,
+        cost_class: float,
+        cost_bbox: float,
+        cost_giou: float,
+        focal_alpha: float,
+        focal_gamma: float,
+        focal_eps: float,
+        giou_eps: float,
+        box_scale: float,
+    ) -> None: ...
+
+def match_cost(
+    logits: NDArray[_Float],
+    boxes: NDArray[_Float],
+    labels: NDArray[np.int64],
+    target_boxes: NDArray[np.float32],
+    offsets: NDArray[np.int32],
+    options: MatchOptions,
+) -> NDArray[_Float]:
+    """The matching cost [L,T,Q] of logits [L,B,Q,C], boxes [L,B,Q,4], labels [T], boxes [T,4] and offsets [B+1]."""
+
+class ClassLoss:
+    """Which class loss set_loss computes; the names of detr_fast.LossWeights.class_loss."""
+
+    softmax: ClassLoss
+    focal: ClassLoss
+    varifocal: ClassLoss
+    ia_bce: ClassLoss
+
+class LossOptions:
+    """How set_loss computes; the fields of detr_fast.LossWeights."""
+
+    def __init__(
+        self,
+        *,
+        class_loss: ClassLoss,
+        no_object: float,
+        focal_alpha: float,
+        focal_gamma: float,
+        giou_eps: float,
+        box_scale: float,
+    ) -> None: ...
+
+def set_loss(
+    logits: NDArray[_Float],
+    boxes: NDArray[_Float],
+    labels: NDArray[np.int64],
+    target_boxes: NDArray[np.float32],
+    offsets: NDArray[np.int32],
+    query_index: NDArray[np.int64],
+    options: LossOptions,
+) -> NDArray[np.float64]:
+    """The losses [3,L]: class, L1 and GIoU of each layer, not divided by a normalizer. query_index is [L,G,T]."""
+
+def set_loss_backward(
+    logits: NDArray[_Float],
+    boxes: NDArray[_Float],
+    labels: NDArray[np.int64],
+    target_boxes: NDArray[np.float32],
+    offsets: NDArray[np.int32],
+    query_index: NDArray[np.int64],
+    options: LossOptions,
+    upstream: NDArray[np.float64],
+) -> tuple[NDArray[_Float], NDArray[_Float]]:
+    """The gradients [L,B,Q,C] and [L,B,Q,4] of the sum of upstream [3,L] times the losses."""

@@ -1,0 +1,1 @@
+"""Reading, converting and loading weights: files, formats of other libraries, and the architecture they imply."""

@@ -1,0 +1,150 @@
+"""DETR's matcher and set criterion, on top of the ops; both need PyTorch only."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from detr_fast.ops.batch_linear_sum_assignment import batch_linear_sum_assignment
+from detr_fast.ops.match_cost import match_cost
+from detr_fast.ops.metrics import cardinality_error, class_error
+from detr_fast.ops.normalizers import at_least, count_boxes, count_class_weight
+from detr_fast.ops.set_loss import weighted_set_loss
+from detr_fast.ops.targets import Targets
+from detr_fast.ops.weights import LossWeights, MatchWeights
+
+PRESETS = ("detr", "mmdet2", "mmdet3", "deformable", "rt_detr", "lw_detr")
+
+
+class HungarianMatcher(nn.Module):
+    """Bipartite matching of queries and targets, for all decoder layers and images in one call to each op.
+
+    Args:
+        weights: Costs of the matching; those of :meth:`MatchWeights.detr` by default.
+        groups: Number of query groups. Each target is matched once in each group.
+    """
+
+    def __init__(self, weights: MatchWeights | None = None, *, groups: int = 1) -> None:
+        super().__init__()
+        self.weights = weights or MatchWeights()
+        self.groups = groups
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+        """Match each target to a query of its image.
+
+        Args:
+            logits: Class logits [L,B,Q,C].
+            boxes: Predicted boxes [L,B,Q,4], cxcywh in [0,1].
+            targets: Targets of the same B images.
+
+        Returns:
+            The index of the query that each target is matched to, -1 where it is unmatched: int64 [L,T], or [L,G,T]
+            with more than one group.
+        """
+        cost = match_cost(logits, boxes, targets, weights=self.weights, groups=self.groups)
+        return batch_linear_sum_assignment(cost, targets, groups=self.groups)
+
+
+class CriterionOutput(NamedTuple):
+    """The output of :class:`SetCriterion`.
+
+    Attributes:
+        total: Scalar, the weighted sum of all losses over all layers, to call ``backward`` on.
+        terms: Scalars by name: the losses before weighting, and the errors that are logged beside them.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class SetCriterion(nn.Module):
+    """The loss of DETR (https://arxiv.org/abs/2005.12872, section 3.1), applied to each decoder layer.
+
+    In a distributed run the divisors of the box losses and of the cross-entropy are averaged over the ranks, so that
+    the gradients equal those of a single process with the entire batch.
+
+    Args:
+        match: Costs of the matching; those of :meth:`MatchWeights.detr` by default.
+        loss: Weights of the losses; those of :meth:`LossWeights.detr` by default.
+        groups: Number of query groups; 1 unless the model is a Group DETR.
+    """
+
+    def __init__(self, match: MatchWeights | None = None, loss: LossWeights | None = None, *, groups: int = 1) -> None:
+        super().__init__()
+        self.matcher = HungarianMatcher(match, groups=groups)
+        self.weights = loss or LossWeights()
+
+    @classmethod
+    def preset(cls, name: str) -> SetCriterion:
+        """Build the criterion of an implementation.
+
+        Args:
+            name: ``"detr"`` (facebookresearch/detr), ``"mmdet2"`` (the DETR head of MMDetection 2.11), ``"mmdet3"``
+                (MMDetection 3.3), ``"deformable"`` (Deformable DETR), ``"rt_detr"`` or ``"lw_detr"``. The class
+                methods of :class:`MatchWeights` and :class:`LossWeights` of that name have the details.
+
+        Raises:
+            ValueError: There is no preset of that name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
+        return cls(getattr(MatchWeights, name)(), getattr(LossWeights, name)())
+
+    def forward(self, logits: Tensor, boxes: Tensor, targets: Targets) -> CriterionOutput:
+        """Match queries and targets, and compute all losses.
+
+        Args:
+            logits: Class logits [L,B,Q,C]; layer L-1 is the output of the model.
+            boxes: Predicted boxes [L,B,Q,4], cxcywh in [0,1].
+            targets: Targets of the same B images.
+
+        Returns:
+            The total and the terms, named as in facebookresearch/detr: ``loss_ce``, ``loss_bbox``, ``loss_giou`` and
+            ``cardinality_error`` for the last layer, the same with the suffixes ``_0`` to ``_{L-2}`` for the auxiliary
+            layers, and ``class_error`` in percent for the last layer.
+        """
+        query_index = self.matcher(logits, boxes, targets)
+        num_boxes, class_normalizer = self._normalizers(logits, targets)
+        total, losses = weighted_set_loss(
+            logits,
+            boxes,
+            targets,
+            query_index,
+            weights=self.weights,
+            num_boxes=num_boxes,
+            class_normalizer=class_normalizer,
+        )
+        with torch.no_grad():
+            errors = {
+                "cardinality_error": cardinality_error(logits, targets, softmax=self.weights.class_loss == "softmax")
+            }
+            terms = _by_layer({**losses, **errors})
+            terms["class_error"] = class_error(logits[-1], targets, query_index[-1])
+        return CriterionOutput(total, terms)
+
+    def _normalizers(self, logits: Tensor, targets: Targets) -> tuple[Tensor | float, Tensor | float]:
+        num_queries, groups, weights = logits.shape[2], self.matcher.groups, self.weights
+        boxes: Tensor | float = count_boxes(targets, num_queries, weights, groups=groups)
+        classes: Tensor | float = count_class_weight(targets, num_queries, weights, groups=groups)
+        if dist.is_available() and dist.is_initialized():
+            # new_full fills on the device; a tensor of host values would be copied, which synchronizes.
+            both = torch.stack(
+                [n if isinstance(n, Tensor) else logits.new_full((), n, dtype=torch.float32) for n in (boxes, classes)]
+            )
+            dist.all_reduce(both)
+            boxes, classes = (both / dist.get_world_size()).unbind()
+        return at_least(boxes, 1), at_least(classes, weights.min_class_normalizer)
+
+
+def _by_layer(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Split terms [L] into scalars, the auxiliary layers' with a suffix."""
+    named = {}
+    for name, layers in terms.items():
+        *auxiliary, final = layers.unbind()
+        named[name] = final
+        named.update({f"{name}_{i}": value for i, value in enumerate(auxiliary)})
+    return named

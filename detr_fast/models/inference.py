@@ -1,0 +1,155 @@
+"""Inference on images of any source and size, and the conversion of the network's outputs to detections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from detr_fast.images import ImageError, pad_images, read_image, resize_shape, to_rgb, to_tensor
+from detr_fast.ops.boxes import box_cxcywh_to_xyxy
+
+ImageInput: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
+
+
+def predict(
+    model: nn.Module,
+    images: ImageInput | Sequence[ImageInput],
+    *,
+    image_size: int,
+    max_image_size: int | None,
+    threshold: float = 0.5,
+    batch_size: int = 4,
+) -> list[dict[str, Tensor]]:
+    """Detect objects in evaluation mode; the model's mode is restored afterwards.
+
+    Args:
+        model: A :class:`~detr_fast.models.DETR`, or a module with its outputs, on any device.
+        images: One image or a sequence of them. Each is a path, a PIL image, an array (uint8 [H,W,3] or [H,W]) or a
+            tensor (uint8 [3,H,W], or floating point [3,H,W] in [0,1]). Images must not be normalized; this function
+            normalizes them.
+        image_size: Length in pixels to which the shorter side of each image is resized.
+        max_image_size: Maximum length of the longer side after resizing; None for no limit.
+        threshold: Minimum score of the detections that are returned.
+        batch_size: Number of images per forward pass.
+
+    Returns:
+        For each image a dictionary on the CPU with ``scores`` float [n] in descending order, ``labels`` int64 [n], and
+        ``boxes`` float [n,4], xyxy in pixels of the given image and clipped to it.
+
+    Raises:
+        ImageError: An image cannot be read, or its dtype, shape or range is not supported. The message gives its index.
+        ValueError: ``threshold`` or ``batch_size`` is out of range, or the model's outputs are not finite.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be within [0, 1], got {threshold}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    inputs = [images] if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor) else list(images)
+    detections = []
+    with _evaluating(model), torch.inference_mode():
+        for start in range(0, len(inputs), batch_size):
+            batch = [_to_pil(x, index) for index, x in enumerate(inputs[start : start + batch_size], start)]
+            resized = [_resize(image, image_size, max_image_size) for image in batch]
+            sizes = [(image.height, image.width) for image in batch]
+            for found, image in zip(_detect(model, resized, sizes), batch, strict=True):
+                detections.append(_select(found, image.size, threshold))
+    return detections
+
+
+def postprocess(logits: Tensor, boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    """Convert the outputs of the last layer to one detection per query: the class of highest probability.
+
+    Args:
+        logits: Class logits [B,Q,C+1], no-object last.
+        boxes: Boxes [B,Q,4], cxcywh in [0,1].
+        sizes: (height, width) of each of the B images in pixels.
+
+    Returns:
+        For each image a dictionary with ``scores`` [Q] in [0,1], ``labels`` int64 [Q], and ``boxes`` [Q,4], xyxy in
+        pixels. Boxes are not clipped to the image.
+
+    Raises:
+        ValueError: The number of sizes is not the number of images.
+    """
+    if len(sizes) != logits.shape[0]:
+        raise ValueError(f"{logits.shape[0]} images need as many sizes, got {len(sizes)}")
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    probabilities = logits.to(dtype).softmax(-1)[..., :-1]
+    scores, labels = probabilities.max(-1)  # [B,Q]
+    scale = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=dtype).to(boxes.device)  # [B,4]
+    corners = box_cxcywh_to_xyxy(boxes.to(dtype)) * scale[:, None]
+    return [{"scores": s, "labels": label, "boxes": b} for s, label, b in zip(scores, labels, corners, strict=True)]
+
+
+def _detect(model: nn.Module, images: list[Image.Image], sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    parameter = next(model.parameters())  # decides the device and the dtype of the inputs
+    batch, mask = pad_images([to_tensor(image) for image in images])
+    padding = mask.to(parameter.device) if mask.any() else None
+    output = model(batch.to(parameter), padding)
+    return postprocess(output.pred_logits.cpu(), output.pred_boxes.cpu(), sizes)
+
+
+def _resize(image: Image.Image, shorter: int, longest: int | None) -> Image.Image:
+    return image.resize(resize_shape(*image.size, shorter, longest), Image.Resampling.BILINEAR)
+
+
+def _select(found: dict[str, Tensor], size: tuple[int, int], threshold: float) -> dict[str, Tensor]:
+    """Sort detections by score, drop those below the threshold and clip the boxes to the image."""
+    if not (found["scores"].isfinite().all() and found["boxes"].isfinite().all()):
+        raise ValueError("the model's outputs are not finite; its weights are damaged or its training has diverged")
+    scores, order = found["scores"].sort(descending=True, stable=True)
+    order = order[scores >= threshold]
+    limit = torch.tensor([*size, *size], dtype=found["boxes"].dtype)
+    boxes = found["boxes"][order].clamp(min=torch.zeros_like(limit), max=limit)
+    return {"scores": found["scores"][order], "labels": found["labels"][order], "boxes": boxes}
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _to_pil(image: ImageInput, index: int) -> Image.Image:
+    try:
+        if isinstance(image, str | Path):
+            return read_image(image)
+        if isinstance(image, Image.Image):
+            return to_rgb(image)
+        if isinstance(image, Tensor):
+            return _tensor_to_pil(image)
+        if isinstance(image, np.ndarray):
+            return _array_to_pil(image)
+        raise ImageError(f"expected a path, a PIL image, an array or a tensor, got {type(image).__name__}")
+    except (ImageError, OSError) as error:  # PIL reads lazily, so a truncated file is only detected here
+        raise ImageError(f"image {index}: {error}") from error
+
+
+def _array_to_pil(pixels: np.ndarray) -> Image.Image:
+    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if pixels.dtype != np.uint8 or not is_image or not pixels.size:
+        raise ImageError(f"an array must be uint8 [H,W,3] or [H,W], got {pixels.dtype} {list(pixels.shape)}")
+    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+
+
+def _tensor_to_pil(pixels: Tensor) -> Image.Image:
+    if pixels.dim() != 3 or pixels.shape[0] != 3 or not pixels.numel():
+        raise ImageError(f"a tensor must be [3,H,W], got {list(pixels.shape)}; pass a batch as list(batch)")
+    if pixels.is_floating_point():
+        if not ((pixels >= 0) & (pixels <= 1)).all():  # NaN fails both comparisons
+            raise ImageError("a floating point tensor must be within [0,1] and without NaN; do not normalize it")
+        pixels = (pixels * 255).round().to(torch.uint8)
+    if pixels.dtype != torch.uint8:
+        raise ImageError(f"a tensor must be uint8, or floating point in [0,1]; got {pixels.dtype}")
+    return _array_to_pil(pixels.permute(1, 2, 0).cpu().numpy())

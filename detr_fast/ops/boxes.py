@@ -1,0 +1,94 @@
+"""Geometry of boxes in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """Convert centers and sizes to corners: [...,4] to [...,4]."""
+    center, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat((center - size / 2, center + size / 2), -1)
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return the dtype to compute in: float64 where all tensors are, else float32."""
+    return torch.float64 if all(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def box_iou(boxes1: Tensor, boxes2: Tensor, *, kind: str, eps: float) -> Tensor:
+    """Compute the IoU or GIoU of boxes that broadcast against each other.
+
+    Args:
+        boxes1, boxes2: xyxy [...,4].
+        kind: ``"iou"``, or ``"giou"`` (https://arxiv.org/abs/1902.09630).
+        eps: smallest union and enclosing area; with 0 a pair without any area has IoU 0, and GIoU 0 where it does not
+            even enclose an area.
+
+    Returns:
+        [...].
+    """
+    low = torch.maximum(boxes1[..., :2], boxes2[..., :2])
+    high = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
+    intersection = _product((high - low).clamp(min=0))
+    union = _area(boxes1) + _area(boxes2) - intersection
+    iou = _ratio(intersection, union, eps)
+    if kind == "iou":
+        return iou
+    low = torch.minimum(boxes1[..., :2], boxes2[..., :2])
+    high = torch.maximum(boxes1[..., 2:], boxes2[..., 2:])
+    enclosure = _product(high - low)
+    if eps > 0:
+        enclosure = enclosure.clamp(min=eps)
+        union = union.clamp(min=eps)
+    return iou - _ratio(enclosure - union, enclosure, eps)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return _product(boxes[..., 2:] - boxes[..., :2])
+
+
+def _product(sides: Tensor) -> Tensor:  # [...,2] -> [...]
+    width, height = sides.unbind(-1)
+    return width * height
+
+
+def _ratio(part: Tensor, total: Tensor, eps: float) -> Tensor:
+    if eps > 0:
+        return part / total.clamp(min=eps)
+    # Where there is no area the ratio is 0, and so is its gradient; dividing by 1 there keeps it so.
+    empty = total == 0
+    return torch.where(empty, 0.0, part / torch.where(empty, 1.0, total))
+
+
+def flatten_pairs(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
+    """Broadcast the leading dimensions of two sets of boxes, without a copy where possible.
+
+    Args:
+        boxes1: [...,N,4].
+        boxes2: [...,M,4].
+
+    Returns:
+        [K,N,4], [K,M,4], and the leading dimensions, which K is the product of.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+    """
+    for name, boxes in (("boxes1", boxes1), ("boxes2", boxes2)):
+        if boxes.dim() < 2 or boxes.shape[-1] != 4 or not boxes.is_floating_point():
+            raise ValueError(f"{name} must be floating point [...,N,4], got {boxes.dtype} {list(boxes.shape)}")
+    leading = _broadcast_leading(boxes1, boxes2)
+    return _flatten(boxes1, leading), _flatten(boxes2, leading), leading
+
+
+def _broadcast_leading(boxes1: Tensor, boxes2: Tensor) -> torch.Size:
+    if boxes1.shape[:-2] == boxes2.shape[:-2]:
+        return boxes1.shape[:-2]
+    # torch.broadcast_shapes imports sympy, which takes seconds.
+    empty1, empty2 = (boxes.flatten(-2)[..., :0] for boxes in (boxes1, boxes2))
+    return torch.broadcast_tensors(empty1, empty2)[0].shape[:-1]
+
+
+def _flatten(boxes: Tensor, leading: torch.Size) -> Tensor:
+    return boxes.contiguous().expand(*leading, *boxes.shape[-2:]).reshape(leading.numel(), *boxes.shape[-2:])

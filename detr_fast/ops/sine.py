@@ -1,0 +1,29 @@
+"""Sines and cosines of a geometric sequence of wavelengths, in plain PyTorch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def check_wavelengths(num_feats: int, temperature: float) -> None:
+    """Raise ValueError where an option of the encodings is out of its range."""
+    if num_feats < 2 or num_feats % 2:
+        raise ValueError(
+            f"num_feats is counted per axis, in pairs of sine and cosine; it must be even, got {num_feats}"
+        )
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature is the base of the wavelengths; it must be finite and above 0, got {temperature}"
+        )
+
+
+def encode(position: Tensor, num_feats: int, temperature: float, interleave: bool) -> Tensor:
+    """Encode positions in radians [...,D] with F = ``num_feats`` features each: [...,D*F]."""
+    pair = torch.arange(num_feats // 2, dtype=position.dtype, device=position.device)
+    angle = position[..., None] / temperature ** (2 * pair / num_feats)  # [...,D,F/2]
+    if interleave:
+        return torch.stack((angle.sin(), angle.cos()), -1).flatten(-3)
+    return torch.cat((angle.sin(), angle.cos()), -1).flatten(-2)

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from detr_fast import DETR, detr_resnet18
+from detr_fast.models import CheckpointError, build_backbone, load_backbone_weights, load_weights, read_state_dict
+
+CATEGORIES = [{"id": 17, "name": "cat"}, {"id": 90, "name": "dög"}, {"id": 3, "name": "car"}]
+
+
+def assert_same_weights(model, weights, but=()):
+    own = model.state_dict()
+    assert own.keys() == weights.keys()
+    for name in own.keys() - set(but):
+        assert torch.equal(own[name], weights[name]), name
+
+
+@pytest.fixture
+def state_dict():
+    return {"a.weight": torch.randn(3, 4), "a.bias": torch.randn(3)}
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pt", "bin"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_reads_what_torch_saves(tmp_path, state_dict, suffix, legacy):
+    path = tmp_path / f"weights.{suffix}"
+    wrapped = {"model": state_dict, "args": argparse.Namespace(lr=1e-4), "epoch": 3, "optimizer": {"state": {}}}
+    for content in (state_dict, wrapped, {"state_dict": {f"module.{k}": v for k, v in state_dict.items()}}):
+        torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+        found = read_state_dict(path)
+        assert found.keys() == state_dict.keys()
+        assert all(torch.equal(found[name], state_dict[name]) for name in found)
+
+
+def test_reads_safetensors(tmp_path, state_dict):
+    save_file(state_dict, tmp_path / "weights.safetensors")
+    found = read_state_dict(str(tmp_path / "weights.safetensors"))
+    assert all(torch.equal(found[name], state_dict[name]) for name in state_dict)
+
+
+class Payload:
+    """Unpickling this would create a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+def test_a_file_that_needs_pickle_is_refused_and_not_run(tmp_path):
+    torch.save({"model": Payload(tmp_path / "executed")}, tmp_path / "evil.pth")
+    with pytest.raises(
+        CheckpointError, match=r"evil\.pth: holds Python objects \(\w+\.mkdir\) that only pickle can restore"
+    ):
+        read_state_dict(tmp_path / "evil.pth")
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Payload(tmp_path / "executed"), protocol=2))
+    with pytest.raises(CheckpointError):
+        read_state_dict(tmp_path / "bare.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("kind", ["pth", "legacy.pth", "safetensors"])
+@pytest.mark.parametrize("part", [0, 0.02, 0.5, 0.95])
+def test_a_file_cut_short_is_named(tmp_path, kind, part):
+    path, weights = tmp_path / f"weights.{kind}", {"weight": torch.randn(100, 100)}
+    if kind == "safetensors":
+        save_file(weights, path)
+    else:
+        torch.save(weights, path, _use_new_zipfile_serialization=kind == "pth")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(CheckpointError, match=rf"weights\.{kind}: cut short or damaged"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_file_of_something_else_is_named(tmp_path, suffix):
+    path = tmp_path / f"page.{suffix}"
+    path.write_text("<!DOCTYPE html><title>Not found</title>" * 20)
+    with pytest.raises(CheckpointError, match="cut short or damaged, or no"):
+        read_state_dict(path)
+    with pytest.raises(CheckpointError, match="there is no such file"):
+        read_state_dict(tmp_path / f"nowhere.{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({"epoch": 3, "lr": 0.1}, "a mapping with the keys epoch, lr"),
+        ({"model": {}}, "a mapping with the keys $"),
+        ([torch.zeros(2)], "list"),
+    ],
+)
+def test_a_file_without_a_state_dict_says_what_it_holds(tmp_path, content, found):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=f"holds no state dict.*but {found}"):
+        read_state_dict(tmp_path / "weights.pth")
+
+
+def test_loads_strictly_and_names_every_fault(small_detr):
+    model = small_detr()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights = {name: torch.randn_like(tensor) for name, tensor in before.items()}
+    weights["head.weight"] = weights.pop("bbox_embed.layers.2.weight")
+    weights["query_embed.weight"] = torch.zeros(7, 16)
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(model, weights)
+    assert "1 missing from the checkpoint: bbox_embed.layers.2.weight" in str(caught.value)
+    assert "1 unknown to the model: head.weight" in str(caught.value)
+    assert "1 of another shape: query_embed.weight is [7, 16], the model's [5, 16]" in str(caught.value)
+    assert_same_weights(model, before)
+
+
+def test_a_long_list_of_faults_is_cut_and_counted(small_detr):
+    model = small_detr()
+    with pytest.raises(CheckpointError, match=rf"{len(model.state_dict())} missing .*, and \d+ more") as caught:
+        load_weights(model, {"x": torch.zeros(1)})
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_class_head_of_another_size_stays_new_and_says_so(small_detr, caplog):
+    trained, model = small_detr(num_classes=7), small_detr(num_classes=3)
+    weights = {name: torch.randn_like(tensor) for name, tensor in trained.state_dict().items()}
+    head = {name: t.clone() for name, t in model.state_dict().items() if name.startswith("class_embed")}
+    load_weights(model, weights)
+    assert "class head is for 7 classes, the model's for 3" in caplog.text
+    assert_same_weights(model, weights | head)
+
+
+def test_other_widths_of_the_class_head_are_faults(small_detr):
+    weights = small_detr().state_dict() | {"class_embed.weight": torch.zeros(8, 17), "class_embed.bias": torch.zeros(8)}
+    with pytest.raises(CheckpointError, match=r"2 of another shape: class_embed\.weight"):
+        load_weights(small_detr(), weights)
+
+
+def test_loads_torchvisions_backbones(tmp_path):
+    torchvision = build_backbone("resnet18").state_dict()
+    torchvision |= {
+        name.replace("var", "mean"): torch.zeros_like(t) for name, t in torchvision.items() if "var" in name
+    }
+    torchvision["bn1.num_batches_tracked"] = torch.tensor(7)
+    torch.save(torchvision | {"fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}, tmp_path / "r18.pth")
+    model = detr_resnet18(num_encoder_layers=0, num_decoder_layers=1)
+    load_backbone_weights(model, tmp_path / "r18.pth")
+    del torchvision["bn1.num_batches_tracked"]
+    assert_same_weights(model.body, torchvision)
+
+    torch.save(build_backbone("resnet34").state_dict(), tmp_path / "r34.pth")
+    with pytest.raises(CheckpointError, match=r"unknown to the model: layer1\.2\.conv1\.weight"):
+        load_backbone_weights(model, tmp_path / "r34.pth")
+
+
+def test_saved_and_loaded_again_it_is_the_same(tmp_path, small_detr):
+    model = small_detr(categories=CATEGORIES, pre_norm=True, position_encoding="learned", max_image_size=None)
+    model.save_pretrained(tmp_path)
+    loaded = DETR.from_pretrained(tmp_path)
+    assert_same_weights(loaded, model.state_dict())
+    assert not loaded.training
+    assert loaded.categories == CATEGORIES
+    assert (loaded.image_size, loaded.max_image_size, loaded.num_classes) == (48, None, 3)
+    images = torch.randn(1, 3, 40, 40)
+    assert torch.equal(loaded(images).logits, model.eval()(images).logits)
+    loaded.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again/config.json").read_text()) == json.loads(
+        (tmp_path / "config.json").read_text()
+    )
+
+
+def test_onto_another_number_of_classes(tmp_path, small_detr, caplog):
+    model = small_detr(categories=CATEGORIES)
+    model.save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        loaded = DETR.from_pretrained(tmp_path, num_classes=8)
+    assert "class head is for 3 classes, the model's for 8" in caplog.text
+    assert loaded.categories is None  # they named the classes of the old head
+    head = {name: t for name, t in loaded.state_dict().items() if name.startswith("class_embed")}
+    assert head["class_embed.bias"].shape == (9,)
+    assert_same_weights(loaded, model.state_dict() | head)
+    named = DETR.from_pretrained(tmp_path, num_classes=2, categories=CATEGORIES[:2])
+    assert named.categories == CATEGORIES[:2]
+
+
+def test_a_backbone_of_ones_own_is_asked_for_again(tmp_path, tiny_detr, tiny_backbone):
+    model = tiny_detr()
+    model.save_pretrained(tmp_path)
+    assert_same_weights(DETR.from_pretrained(tmp_path, backbone=tiny_backbone()), model.state_dict())
+    with pytest.raises(ValueError, match="saved with a custom backbone; pass that module as backbone="):
+        DETR.from_pretrained(tmp_path)
+
+
+def test_a_damaged_directory_is_named(tmp_path, small_detr):
+    small_detr().save_pretrained(tmp_path)
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cut short or damaged"):
+        DETR.from_pretrained(tmp_path)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: there is no such file"):
+        DETR.from_pretrained(tmp_path)
+    config.write_text('{"num_classes": 3, "num_la')
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+        DETR.from_pretrained(tmp_path)
+    config.write_text('{"num_classes": 3, "num_labels": 3}')
+    with pytest.raises(CheckpointError, match=r"unknown keys \['num_labels'\]"):
+        DETR.from_pretrained(tmp_path)
+    config.unlink()
+    with pytest.raises(CheckpointError, match=r"there is no config\.json"):
+        DETR.from_pretrained(tmp_path)
+
+
+def test_factories_take_weights_from_files_and_directories(tmp_path, caplog):
+    shape = {"hidden_dim": 16, "num_encoder_layers": 0, "num_decoder_layers": 1, "num_queries": 3}
+    model = detr_resnet18(4, **shape, image_size=64)
+    assert model.training
+    torch.save({"model": model.state_dict(), "args": argparse.Namespace(batch_size=2)}, tmp_path / "original.pth")
+    model.save_pretrained(tmp_path / "saved")
+
+    from_file = detr_resnet18(weights=tmp_path / "original.pth", **shape)
+    from_directory = detr_resnet18(weights=str(tmp_path / "saved"))
+    for loaded in (from_file, from_directory):
+        assert loaded.num_classes == 4
+        assert not loaded.training
+        assert_same_weights(loaded, model.state_dict())
+    assert from_directory.image_size == 64
+    assert not caplog.records
+
+    assert detr_resnet18(2, weights=tmp_path / "original.pth", **shape).num_classes == 2
+    assert detr_resnet18(2, weights=tmp_path / "saved").num_classes == 2
+    assert [r.args for r in caplog.records] == [(4, 2)] * 2
+
+
+def test_factories_name_what_is_no_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for typo in (tmp_path / "typo.pth", "runs/typo.pth", "user/typo"):
+        with pytest.raises(FileNotFoundError, match=f"{typo}: there is no such file or directory, and no repository"):
+            detr_resnet18(weights=typo)
+    torch.save(build_backbone("resnet18").state_dict(), tmp_path / "backbone.pth")
+    with pytest.raises(CheckpointError, match="no class head"):
+        detr_resnet18(weights=tmp_path / "backbone.pth")

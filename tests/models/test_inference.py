@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from detr_fast.images import ImageError
+
+
+@pytest.fixture
+def model(small_detr):
+    """A model that finds something in every picture, each query another thing."""
+    model = small_detr()
+    nn.init.normal_(model.query_embed.weight, std=5)
+    nn.init.normal_(model.class_embed.weight, std=1)
+    nn.init.normal_(model.bbox_embed.layers[2].weight, std=2)
+    return model
+
+
+def picture(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def assert_same(found, expected, tolerance=0.0):
+    assert found.keys() == expected.keys() == {"scores", "labels", "boxes"}
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=tolerance)
+
+
+def test_all_kinds_of_pictures_are_the_same(model, tmp_path):
+    pixels = picture()
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "picture.png")
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    kinds = [tmp_path / "picture.png", str(tmp_path / "picture.png"), image, image.convert("RGBA"), pixels, tensor]
+    kinds += [tensor / 255, (tensor / 255).double()]
+    expected = model.predict(kinds[0], threshold=0)[0]
+    assert len(expected["scores"]) == 5
+    for found in model.predict(kinds, threshold=0, batch_size=1):
+        assert_same(found, expected)
+    for kind in kinds:
+        assert_same(model.predict(kind, threshold=0)[0], expected)
+
+
+def test_grey_arrays_are_grey_pictures(model):
+    grey = picture()[..., 0]
+    found = model.predict([grey, np.repeat(grey[..., None], 3, -1)], threshold=0)
+    assert_same(found[0], found[1], 1e-5)
+
+
+def test_pictures_of_mixed_sizes_are_padded_alike(model):
+    """In a batch a picture gets what the network says of it, padded: nothing of its neighbours."""
+    first, second, third = picture(40, 56), picture(70, 31, 1), picture(9, 200, 2)
+    batch = model.predict([first, second, third], threshold=0, batch_size=3)
+    other = model.predict([first, 255 - second, 255 - third], threshold=0, batch_size=3)
+    assert_same(batch[0], other[0], 1e-4)
+    assert not torch.equal(batch[1]["boxes"], other[1]["boxes"])
+
+
+def test_boxes_are_pixels_of_the_picture_given(model, monkeypatch):
+    logits = torch.zeros(2, 1, 5, 4)
+    logits[-1, 0, :, 3] = torch.tensor([9.0, 0, 9, 0, 9])  # no object in queries 0, 2 and 4
+    logits[-1, 0, 1, 2], logits[-1, 0, 3, 0] = 8.0, 9.0
+    boxes = torch.tensor([0.5, 0.5, 0.25, 0.5]).repeat(2, 1, 5, 1)
+    boxes[-1, 0, 3] = torch.tensor([0.1, 0.9, 0.4, 0.4])
+    seen = []
+
+    def forward(images, mask=None):
+        seen.append(images.shape)
+        return type("Output", (), {"pred_logits": logits[-1], "pred_boxes": boxes[-1]})
+
+    monkeypatch.setattr(model, "forward", forward)
+    (found,) = model.predict(picture(100, 400))
+    assert seen == [(1, 3, 16, 64)]  # shorter side 48 would make the longer one 192; that is limited to 64
+    assert found["labels"].tolist() == [0, 2]  # the surer one first
+    expected = torch.tensor([[0.0, 70, 120, 100], [150, 25, 250, 75]])  # the first is clipped: -40 and 110
+    torch.testing.assert_close(found["boxes"], expected)
+    assert found["scores"][0] > found["scores"][1] > 0.99
+
+
+def test_only_scores_from_the_threshold_on(model):
+    everything = model.predict(picture(), threshold=0)[0]
+    middle = everything["scores"][2].item()
+    found = model.predict(picture(), threshold=middle)[0]
+    assert_same(found, {name: values[:3] for name, values in everything.items()})
+    nothing = model.predict(picture(), threshold=1)[0]
+    assert (nothing["scores"].shape, nothing["labels"].shape, nothing["boxes"].shape) == ((0,), (0,), (0, 4))
+
+
+def test_no_pictures_no_results(model):
+    assert model.predict([]) == []
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_mode_is_left_as_it_was(model, training):
+    model.train(training)
+    first, second = (model.predict(picture(), threshold=0)[0] for _ in range(2))
+    assert_same(first, second)  # without dropout
+    assert model.training == training
+    with pytest.raises(ImageError):
+        model.predict(np.zeros(3))
+    assert model.training == training
+
+
+def test_predicts_in_the_models_dtype(model):
+    expected = model.predict(picture(), threshold=0)[0]
+    found = model.double().predict(picture(), threshold=0)[0]
+    torch.testing.assert_close(found["scores"].float(), expected["scores"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros((4, 4, 3)), r"image 1: an array must be uint8 \[H,W,3\] or \[H,W\], got float64 \[4, 4, 3\]"),
+        (np.zeros((3, 4, 4), np.uint8), r"image 1: .*got uint8 \[3, 4, 4\]"),
+        (np.zeros((0, 4, 3), np.uint8), r"image 1: .*got uint8 \[0, 4, 3\]"),
+        (torch.zeros(2, 3, 4, 4), r"image 1: a tensor must be \[3,H,W\], got \[2, 3, 4, 4\].*list\(batch\)"),
+        (torch.full((3, 4, 4), float("nan")), r"image 1: .*without NaN"),
+        (torch.full((3, 4, 4), 1.5), r"image 1: .*within \[0,1\].*do not normalize"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), r"image 1: a tensor must be uint8.*got torch.int64"),
+        ("nowhere.png", r"image 1: nowhere\.png"),
+        (None, "image 1: expected a path, a PIL image, an array or a tensor, got NoneType"),
+    ],
+)
+def test_a_bad_picture_is_named_with_its_place(model, bad, message):
+    with pytest.raises(ImageError, match=message):
+        model.predict([picture(), bad], batch_size=1)
+
+
+def test_a_truncated_pil_image_is_named(model, tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:900])
+    with Image.open(tmp_path / "cut.jpg") as lazy, pytest.raises(ImageError, match=r"image 0: .*truncated"):
+        model.predict(lazy)
+
+
+def test_bad_options_are_named(model):
+    with pytest.raises(ValueError, match=r"threshold must be within \[0, 1\], got 50"):
+        model.predict(picture(), threshold=50)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        model.predict(picture(), batch_size=0)
+
+
+def test_a_diverged_model_is_named(model):
+    model.class_embed.bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match="outputs are not finite"):
+        model.predict(picture())
