@@ -186,6 +186,13 @@ def test_paths_exist(block):
             assert (ROOT / path).exists(), f"{block.name}: there is no {path}"
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"])
+def test_links_to_files_exist(page):
+    """Those within docs/ are checked by mkdocs."""
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text()):
+        assert (ROOT / link).exists(), f"{page}: there is no {link}"
+
+
 def _run(command: list[str], directory: Path) -> str:
     return _run_once(tuple(command), directory)
 
@@ -193,8 +200,9 @@ def _run(command: list[str], directory: Path) -> str:
 @cache
 def _run_once(command: tuple[str, ...], directory: Path) -> str:
     """Run a command that several pages may have."""
-    scripts = Path(sys.executable).parent  # detr-fast and pytest are there, as in an environment that is activated
-    environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    # The environment of a user, which is activated and does not ask for Triton's interpreter as the tests do.
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
