@@ -22,7 +22,7 @@ def has(op: str) -> bool:
 def unavailable(op: str, device: torch.device) -> str | None:
     """Return why Triton kernels cannot run on ``device``, None where they can."""
     if not _is_installed(_KERNELS):
-        return "the kernels are not installed; install the package with pip"
+        return "the kernels are not installed; install the package with pip (in a source tree: pip install -e .)"
     if not _is_installed("triton"):
         return "Triton is not installed (pip install triton)"
     if device.type == "cuda" or (device.type == "cpu" and _is_interpreted()):
