@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard.writer import SummaryWriter
 
 from detr_fast.training.run_checkpoint import write_whole
 
@@ -86,6 +85,8 @@ class MetricsLog:
         self._enabled = enabled  # only one rank writes
         if not enabled:
             return
+        from torch.utils.tensorboard.writer import SummaryWriter  # imports TensorBoard
+
         path = directory / METRICS_FILE
         kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
         write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -14,8 +13,6 @@ from detr_fast.data import CocoDetection
 from detr_fast.drawing import draw_boxes
 from detr_fast.models import DETR
 from detr_fast.training.monitor import METRICS_FILE, read_metrics
-
-matplotlib.use("Agg")
 
 GRID_IMAGES = 12
 GRID_COLUMNS = 4  # pairs of pictures side by side

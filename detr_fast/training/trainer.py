@@ -27,20 +27,11 @@ from detr_fast.training.evaluation import EvaluationStopped, evaluate
 from detr_fast.training.loading import build_eval_data, build_train_data
 from detr_fast.training.model import build_model, save_model
 from detr_fast.training.monitor import LossMonitor, MetricsLog, TrainingError
-from detr_fast.training.report import write_report
 from detr_fast.training.run_checkpoint import BEST, LAST, load_last_whole, save_checkpoint, write_whole
-from detr_fast.training.signals import StopSignal
+from detr_fast.training.signals import Stopped, StopSignal
 from detr_fast.training.state import RunState
 
 logger = logging.getLogger(__name__)
-
-
-class Stopped(Exception):
-    """The run was stopped by a signal; its checkpoint is written."""
-
-    def __init__(self, signal: int, message: str) -> None:
-        super().__init__(message)
-        self.signal = signal
 
 
 class Trainer:
@@ -211,6 +202,8 @@ class Trainer:
             save_model(self.state.weights, self.output / "model")
         summary = {**metrics, "best_AP": progress.best_ap, "step": progress.step, "seconds": progress.seconds}
         write_whole(self.output / "metrics.json", json.dumps(summary, indent=2) + "\n")
+        from detr_fast.training.report import write_report  # imports matplotlib
+
         write_report(self.output, self.state.weights, self.val_dataset)
 
     def _save(self, name: str, *, must: bool = False) -> None:
@@ -253,8 +246,7 @@ class Trainer:
 
     def _stopped(self) -> Stopped:
         signal = self.stop.received or SIGTERM  # another rank's
-        step, output = self.state.progress.step, self.output
-        return Stopped(signal, f"stopped by {signal.name} after step {step}; go on with --resume --output {output}")
+        return Stopped(signal, self.state.progress.step, self.output / "checkpoints" / LAST)
 
     def _describe_data(self) -> None:
         """Say what there is and what is wrong with it; again whenever loading has found more."""
