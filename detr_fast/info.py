@@ -1,4 +1,4 @@
-"""What is installed, and which backend each hot path would take."""
+"""Installed versions, devices, and the backend of each op."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("torch", "triton", "numpy", "scipy", "accelerate", "faster-coco-eval
 
 
 def describe() -> str:
-    """Versions, devices, and for each op and device the backends, the one chosen, and why not the others."""
+    """Describe versions, devices, and for each op and device the chosen backend and why others are not chosen."""
     lines = [f"detr_fast {detr_fast.__version__}, Python {platform.python_version()}, {platform.machine()}"]
     lines += [f"  {name} {package_version(name)}" for name in PACKAGES]
     devices = [torch.device("cpu")]
@@ -43,7 +43,7 @@ def _describe_column(column: Column, device: torch.device) -> list[str]:
 
 
 def package_version(package: str) -> str:
-    """The installed version, or "not installed"."""
+    """Return the installed version of a package, or "not installed"."""
     try:
         return version(package)
     except PackageNotFoundError:

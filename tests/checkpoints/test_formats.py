@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from detr_fast import DETR
-from detr_fast.checkpoints.formats import COCO_ROWS, RULES, convert_classes, from_original, recognise, to_original
+from detr_fast.checkpoints.formats import (
+    COCO_ROWS,
+    RULES,
+    convert_classes,
+    from_original,
+    recognize_format,
+    to_original,
+)
 from detr_fast.cli import main
 from detr_fast.models import CheckpointError, read_state_dict
 
@@ -38,7 +45,7 @@ def assert_equal(left, right):
 @pytest.mark.parametrize("name", ["original", *RULES])
 def test_round_trips_are_exact(name, weights):
     theirs = from_original(weights, name)
-    assert recognise(theirs) == name
+    assert recognize_format(theirs) == name
     assert_equal(to_original(theirs), weights)
     if name != "original":
         assert not theirs.keys() & weights.keys()
@@ -140,7 +147,7 @@ def test_the_command_converts_files(detr, weights, tmp_path, capsys):
     main_ = [str(tmp_path / "original.pth")]
     for to in ("mmdet2", "mmdet3"):
         main_exits(["convert", *main_, str(tmp_path / f"{to}.pth"), "--to", to, "--classes", "80"])
-        assert recognise(read_state_dict(tmp_path / f"{to}.pth")) == to
+        assert recognize_format(read_state_dict(tmp_path / f"{to}.pth")) == to
         assert f"({to}): {len(weights)} tensors, 80 classes" in capsys.readouterr().out
         main_exits(["convert", str(tmp_path / f"{to}.pth"), str(tmp_path / "back.safetensors"), "--classes", "91"])
         assert_equal(convert_classes(read_state_dict(tmp_path / "back.safetensors"), 80), convert_classes(weights, 80))
@@ -168,7 +175,7 @@ def test_what_is_missing_or_left_over_is_listed(weights, tmp_path):
     with pytest.raises(CheckpointError, match=r"1 missing .*model\.encoder\.layers\.0\.self_attn\.k_proj\.bias"):
         to_original(huggingface)
     with pytest.raises(CheckpointError, match="no DETR of the original, of Hugging Face or of MMDetection"):
-        recognise(["fc.weight"])
+        recognize_format(["fc.weight"])
     torch.save(weights, tmp_path / "whole.pth")
     with pytest.raises(SystemExit, match="'huggingface' is written as a directory"):
         main(["convert", str(tmp_path / "whole.pth"), str(tmp_path / "out.pth"), "--to", "huggingface"])

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("transformers", reason="transformers is not installed; it is in the extra 'test'")
 
 from detr_fast import DETR
-from detr_fast.checkpoints.formats import recognise, to_original
+from detr_fast.checkpoints.formats import recognize_format, to_original
 from detr_fast.models import convert_checkpoint, read_state_dict
 
 
@@ -74,8 +74,8 @@ def assert_the_same(ours, theirs, batch):
 
 def test_theirs_in_ours(huggingface, backbone, batch, tmp_path, caplog):
     huggingface.save_pretrained(tmp_path)
-    assert recognise(read_state_dict(tmp_path / "model.safetensors")) == backbone
-    assert recognise(huggingface.state_dict()) == backbone
+    assert recognize_format(read_state_dict(tmp_path / "model.safetensors")) == backbone
+    assert recognize_format(huggingface.state_dict()) == backbone
     ours = DETR.from_pretrained(tmp_path)
     assert ours.categories[3] == {"id": 3, "name": "LABEL_3"}
     assert_the_same(ours, huggingface, batch)

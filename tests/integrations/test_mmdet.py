@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from detr_fast import DETR, LossWeights, MatchWeights, Targets, ops
-from detr_fast.checkpoints.formats import recognise, to_original
+from detr_fast.checkpoints.formats import recognize_format, to_original
 from detr_fast.models import load_weights
 
 NUM_CLASSES, NUM_QUERIES = 6, 10
@@ -258,7 +258,7 @@ def test_a_whole_detector_by_its_configuration(fast):
 def test_its_weights_in_our_model(fast):
     theirs = build_detector("DETR", "DETRHead", "HungarianAssigner").eval()
     weights = {k: v for k, v in theirs.state_dict().items() if not k.startswith("data_preprocessor")}
-    assert recognise(weights) == "mmdet3"
+    assert recognize_format(weights) == "mmdet3"
     shape = {"hidden_dim": 16, "num_heads": 2, "num_encoder_layers": 1, "num_decoder_layers": 2}
     ours = DETR(NUM_CLASSES, backbone="resnet18", dim_feedforward=24, num_queries=NUM_QUERIES, **shape).eval()
     load_weights(ours, to_original(weights))
