@@ -231,11 +231,11 @@ def test_a_step_that_waits_fails_the_check_and_the_mode_is_put_back(monkeypatch)
 
 def test_faults_that_kernels_reported_are_the_rows(monkeypatch):
     def raise_faults():
-        raise ValueError("image 1: the matching cost holds NaN")
+        raise ValueError("image 1: the matching cost contains NaN")
 
     monkeypatch.setattr(gpu_rows, "_raise_faults", raise_faults)
     build = lambda device: Sides(lambda: None, lambda: None, lambda: None)  # noqa: E731
-    assert measure(Case("op", "a", "peer", build), CPU).error == "ValueError: image 1: the matching cost holds NaN"
+    assert measure(Case("op", "a", "peer", build), CPU).error == "ValueError: image 1: the matching cost contains NaN"
 
 
 @pytest.mark.parametrize(("ratio", "status"), [(100.0, 0), (2.0, 1)])

@@ -199,7 +199,7 @@ def test_weights_that_are_not_finite_are_named_by_the_matcher(config):
     with torch.no_grad():
         trainer.state.weights.class_embed.weight.fill_(float("nan"))
     with pytest.raises(
-        TrainingError, match=r"step 1, images .*: layer 0, image 0, target 0: the matching cost holds NaN"
+        TrainingError, match=r"step 1, images .*: layer 0, image 0, target 0: the matching cost contains NaN"
     ):
         trainer.run()
 

@@ -151,7 +151,7 @@ def test_an_invalid_cost_is_named_and_harms_no_other_image(launch, bad, queries)
     expected[1, 2:] = -1
     assert torch.equal(index, expected)
     place = "layer 1, image 1, target 1" if queries == 4 else "layer 1, image 1"
-    with pytest.raises(ValueError, match=f"{place}: the matching cost holds NaN"):
+    with pytest.raises(ValueError, match=f"{place}: the matching cost contains NaN"):
         faults.raise_faults()
     faults.raise_faults()  # said once
 
