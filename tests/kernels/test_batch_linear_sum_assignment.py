@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
-from detr_fast.kernels.linear_sum_assignment import batch_linear_sum_assignment
 from torch import Tensor
 
 from detr_fast import ops
-from detr_fast.kernels import LARGEST_PROBLEM, faults
+from detr_fast.kernels.batch_linear_sum_assignment import LARGEST_PROBLEM, batch_linear_sum_assignment
+from detr_fast.ops import faults
 from detr_fast.ops.targets import offsets_of
 
 INF = float("inf")
@@ -20,7 +20,8 @@ INF = float("inf")
 def launch(device):
     def run(cost: Tensor, sizes: list[int], groups: int = 1, offsets: Tensor | None = None) -> Tensor:
         offsets = offsets_of(sizes, device) if offsets is None else offsets.to(device)
-        return batch_linear_sum_assignment(cost.to(device), offsets, max(sizes), groups).cpu()
+        options = max(sizes), groups, 1, False, "raise"
+        return batch_linear_sum_assignment(cost.to(device), [], offsets, *options)[0].cpu()
 
     return run
 
@@ -114,7 +115,7 @@ def test_launched_for_smaller_sizes_than_there_are(launch):
     offsets = torch.tensor([0, 80, 90], dtype=torch.int32)
     index = launch(cost, [10, 10], 1, offsets)
     assert torch.equal(index[:, :, 80:], _scipy(cost[:, 80:], [10]))
-    with pytest.raises(ValueError, match="layer 0, image 0: there are more targets than the sizes allow"):
+    with pytest.raises(ValueError, match="layer 0, image 0: the image has more targets than the sizes allow"):
         faults.raise_faults()
 
 

@@ -14,7 +14,7 @@ from detr_fast import LossWeights, MatchWeights, Targets, ops, use_backend
 from detr_fast.criterion import SetCriterion
 from detr_fast.ops.faults import status_word
 
-IN_TRITON = {"match_cost": "triton", "linear_sum_assignment": "triton", "set_loss": "triton"}
+IN_TRITON = {"match_cost": "triton", "batch_linear_sum_assignment": "triton", "set_loss": "triton"}
 ALLOCATIONS = {"aten::empty.memory_format", "aten::detach", "aten::_unsafe_view"}
 
 

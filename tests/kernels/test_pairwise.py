@@ -34,31 +34,6 @@ def _forward_and_backward(op, boxes1: Tensor, boxes2: Tensor, backend: str) -> t
     return out, *torch.autograd.grad((out * weight).sum(), (boxes1, boxes2))
 
 
-@pytest.mark.parametrize("name", OPS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_values_and_gradients(assert_as_exact, name, dtype, device):
-    boxes1, boxes2 = _corners(9).to(device, dtype), _corners(70, seed=1).to(device, dtype)
-    results, plain, exact = (
-        _forward_and_backward(OPS[name], boxes1.to(used), boxes2.to(used), backend)
-        for used, backend in ((dtype, "triton"), (dtype, "reference"), (torch.float64, "reference"))
-    )
-    for each in zip(results, plain, exact, strict=True):
-        assert_as_exact(*each)
-
-
-@pytest.mark.parametrize("name", OPS)
-def test_ties_and_boxes_without_area(name, device):
-    """Where a gradient is a choice, it is PyTorch's: identical, touching, nested and empty boxes."""
-    boxes = torch.tensor(
-        [[0, 0, 1, 1], [0, 0, 1, 1], [1, 0, 2, 1], [0, 0, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5], [0.2, 0.3, 0.9, 0.3]],
-        dtype=torch.float64,
-        device=device,
-    )
-    results = _forward_and_backward(OPS[name], boxes, boxes, "triton")
-    for result, expected in zip(results, _forward_and_backward(OPS[name], boxes, boxes, "reference"), strict=True):
-        torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
-
-
 @pytest.mark.parametrize(
     ("first", "second"),
     [

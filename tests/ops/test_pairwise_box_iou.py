@@ -46,21 +46,11 @@ def test_formats_agree():
     torch.testing.assert_close(corners, from_centres)
 
 
-def test_l1_against_cdist():
-    boxes1, boxes2 = torch.randn(3, 5, 4), torch.randn(3, 8, 4)
-    torch.testing.assert_close(ops.pairwise_box_l1(boxes1, boxes2), torch.cdist(boxes1, boxes2, p=1))
-
-
 @pytest.mark.parametrize("kind", ["iou", "giou"])
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
 def test_iou_gradients(kind, eps):
     boxes1, boxes2 = _corners(3).requires_grad_(), _corners(4).requires_grad_()
     assert torch.autograd.gradcheck(lambda a, b: ops.pairwise_box_iou(a, b, kind=kind, eps=eps), (boxes1, boxes2))
-
-
-def test_l1_gradients():
-    boxes = torch.randn(3, 4, dtype=torch.float64, requires_grad=True), torch.randn(2, 4, dtype=torch.float64)
-    assert torch.autograd.gradcheck(ops.pairwise_box_l1, boxes)
 
 
 def test_boxes_without_area_have_finite_values_and_gradients():
