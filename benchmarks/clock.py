@@ -54,7 +54,7 @@ def interleaved(
             implementation.
         seconds: How long to time each call, within the limits of ``ROUNDS``.
     """
-    clock = _CudaClock(device) if device.type == "cuda" else _CpuClock()
+    clock = clock_of(device)
     for _ in range(2):
         start = time.perf_counter()
         for call in calls.values():
@@ -71,14 +71,21 @@ def interleaved(
     return {name: Times.of([read() for read in of_call]) for name, of_call in readings.items()}
 
 
-def _prepare(clock: _CpuClock | _CudaClock, call: Call, protocol: Protocol) -> None:
+def clock_of(device: torch.device) -> CpuClock | CudaClock:
+    """Return the clock of a device."""
+    return CudaClock(device) if device.type == "cuda" else CpuClock()
+
+
+def _prepare(clock: CpuClock | CudaClock, call: Call, protocol: Protocol) -> None:
     if protocol == "cold":
         clock.flush()
     else:
         call()
 
 
-class _CpuClock:
+class CpuClock:
+    """Wall-clock time."""
+
     def __init__(self) -> None:
         self._buffer = torch.zeros(FLUSHED, dtype=torch.int8)
 
@@ -95,7 +102,9 @@ class _CpuClock:
         return lambda: seconds
 
 
-class _CudaClock:
+class CudaClock:
+    """Time between two events of the device."""
+
     def __init__(self, device: torch.device) -> None:
         size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
         self._device, self._buffer = device, torch.empty(size, dtype=torch.int8, device=device)

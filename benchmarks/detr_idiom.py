@@ -1,8 +1,8 @@
 """Matching and losses as DETR's reference code computes them, in plain PyTorch and SciPy, for comparison.
 
 The idiom is that of facebookresearch/detr: every layer by itself, each query of the batch against each target of the
-batch, one copy of the cost to the host, SciPy for each image, and index tensors for the losses. The assertions on boxes,
-for which the reference code synchronizes, are left out.
+batch, one copy of the cost to the host, SciPy for each image, and index tensors for the losses. The assertions on
+boxes, for which the reference code synchronizes, are left out.
 """
 
 from __future__ import annotations

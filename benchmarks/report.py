@@ -33,9 +33,7 @@ GPU_SECONDS = 540  # after which no further case is begun on a GPU
 OUTCOMES = {True: "passed", False: "failed", None: "not run"}
 
 
-def measure_all(
-    cases: Iterable[tuple[str, Case]], device: torch.device, seconds: float, until: float
-) -> Iterator[Row]:
+def measure_all(cases: Iterable[tuple[str, Case]], device: torch.device, seconds: float, until: float) -> Iterator[Row]:
     """Measure the cases one after the other; those that ``until`` leaves no time for are not measured."""
     for name, case in cases:
         if time.monotonic() < until:
@@ -67,7 +65,10 @@ def as_json(machine: dict[str, Any], found: Sequence[Check], rows: Sequence[Row]
 
 def as_markdown(machine: dict[str, Any], found: Sequence[Check], rows: Sequence[Row]) -> str:
     """Return a table of the checks, and one for each op or step."""
-    described = {"commit": f"{machine['commit'][:9]}{' with changes' if machine['dirty'] else ''}", **machine["versions"]}
+    described = {
+        "commit": f"{machine['commit'][:9]}{' with changes' if machine['dirty'] else ''}",
+        **machine["versions"],
+    }
     left_out = ("device", "versions", "commit", "dirty")
     described = {key: value for key, value in machine.items() if key not in left_out} | described
     lines = [", ".join([machine["device"], *(f"{name} {value}" for name, value in described.items())])]
@@ -116,7 +117,7 @@ def _outcome(row: Row, goal: Goal) -> str:
     value = row.value(goal)
     if value is None:
         return f"{goal}: not measured"
-    return f"{goal}: {'met' if goal.is_met(value) else 'missed'} ({'not measured' if math.isnan(value) else f'{value:.3g}'})"
+    return f"{goal}: {'met' if goal.is_met(value) else 'missed'} ({value:.3g})"
 
 
 def write(machine: dict[str, Any], found: Sequence[Check], rows: Sequence[Row]) -> None:
@@ -141,17 +142,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default, help=f"default: {default}")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=tuple(modules()), default=(), help="only these")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        choices=tuple(modules()),
+        default=(),
+        help="modules of benchmarks/cases; default: all",
+    )
     parser.add_argument("--quick", action="store_true", help="spend a tenth of the time on each case")
     parser.add_argument("--list", action="store_true", help="print the cases, and measure nothing")
     options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        print("There is no GPU that torch can use, and nothing was measured.", file=sys.stderr)
-        return 1
     device = torch.device(options.device)
     if options.list:
         print_list(find_cases(device, options.only))
         return 0
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("There is no GPU that torch can use, and nothing was measured.", file=sys.stderr)
+        return 1
     on_cuda = device.type == "cuda"
     until = time.monotonic() + GPU_SECONDS if on_cuda else math.inf
     torch.set_num_threads(1)

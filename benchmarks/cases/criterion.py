@@ -54,7 +54,9 @@ def case(device: torch.device, losses: str, layers: int, images: int, queries: i
         with use_backend(match_cost="reference", set_loss="reference"):
             return detr_fast((logits.double(), boxes.double(), targets)).call()
 
-    peers = {"facebookresearch/detr": facebookresearch, "transformers": transformers} if is_detr else {"RF-DETR": rf_detr}
+    peers = (
+        {"facebookresearch/detr": facebookresearch, "transformers": transformers} if is_detr else {"RF-DETR": rf_detr}
+    )
     faster = {"transformers": 10, "RF-DETR": 4} if device.type == "cuda" else dict.fromkeys(peers, 4)
     return Case(
         f"losses of {losses}, {layers} layers, {images} images, {queries} queries",
