@@ -1,7 +1,7 @@
 """Compare the solver with SciPy on very many problems: ``python -m tests.stress_linear_sum_assignment``.
 
-Every round solves the problems of several images in one call, and each of them in a call of its own. The costs of a round
-are of one family. All indices must equal those of SciPy, and all duals must prove their answers.
+Every round solves the problems of several images in one call, and each of them in a call of its own. The costs of a
+round are of one family. All indices must equal those of SciPy, and all duals must prove their answers.
 """
 
 from __future__ import annotations
