@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.registry import Case, backends, default_backend
+from benchmarks.registry import Case, backends, default_backend, with_gradients
 from detr_fast import ops
 
 SIZES = [(16, 100, 20, False), (16, 300, 20, False), (16, 900, 63, False), (16, 300, 20, True)]
@@ -40,8 +40,4 @@ def random_boxes(device: torch.device, images: int, *counts: int) -> Inputs:
 
 def evaluate(pairwise: Callable[[Tensor, Tensor], Tensor], inputs: Inputs, gradients: bool) -> Inputs:
     """Return the values of all pairs, and the gradients of their sum."""
-    if not gradients:
-        return (pairwise(*inputs),)
-    leaves = [boxes.detach().requires_grad_() for boxes in inputs]
-    values = pairwise(*leaves)
-    return values.detach(), *torch.autograd.grad(values.sum(), leaves)
+    return with_gradients(lambda *boxes: (pairwise(*boxes),), inputs) if gradients else (pairwise(*inputs),)

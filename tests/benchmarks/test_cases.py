@@ -93,7 +93,7 @@ def test_solver_and_criterion_are_measured_with_cold_caches():
 
 def test_cases_of_a_gpu_are_not_measured_on_a_cpu():
     names = {name for name, _ in find_cases(CPU)}
-    assert {"criterion_cuda_graph", "solver_crossover"} <= modules().keys() - names
+    assert {"criterion_cuda_graph", "solver_on_gpu"} <= modules().keys() - names
     assert {name for name, _ in find_cases(CUDA)} == modules().keys() - {"linear_sum_assignment"}
 
 
@@ -139,7 +139,7 @@ def test_faults_that_kernels_reported_are_the_rows(make_case, monkeypatch):
     ("name", "sizes", "missing"),
     [
         ("match_cost", ("rf_detr", 2, 3, 7), {"RF-DETR"}),
-        ("batch_linear_sum_assignment_equal_sizes", (2, 3, 5), {"torch-hungarian"}),
+        ("solver_on_gpu", ("uniform", 2, 3, 5), {"torch-hungarian"}),
         ("criterion", ("detr", 6, 2, 12), {"transformers"}),
         ("integrations", ("RF-DETR", 2, 12), {"accelerated", "host library"}),
     ],
