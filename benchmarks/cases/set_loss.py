@@ -48,6 +48,6 @@ def case(device: torch.device, preset: str, layers: int, images: int, queries: i
         expected,
         rtol=1e-4,
         atol=1e-6,
-        goals=(Goal("ratio", 1.5, "reference"),),
+        goals=(Goal("ratio", 1, "reference"),),
         has_memory=True,
     )
