@@ -26,7 +26,7 @@ def case(device: torch.device, costs: str, layers: int, images: int, queries: in
         return Problems.of(COSTS[costs](layers, queries, targets, generator), targets, device)
 
     on_cuda = device.type == "cuda"
-    exclude = ("reference",) if queries >= 100 else ()  # it is a loop in Python
+    exclude = ("reference",) if on_cuda or queries >= 100 else ()  # it is a loop in Python
     goals: tuple[Goal, ...] = ()
     if not on_cuda and queries >= 100:
         goals = (Goal("ratio", 3, "facebookresearch/detr"),)
