@@ -98,12 +98,12 @@ def _costs() -> Iterator[Any]:
     inputs = [*_of_any_weights(COSTS)]
     for eps in (0.0, 1e-30, 1e-20):
         weights = replace(COSTS["focal"], focal_eps=eps)
-        inputs += [(f"focal_eps {eps}, logits of {x}", partial(_single, x), weights) for x in (37.0, -37.0, 90.0, -90.0)]
-        inputs += [
-            (f"focal_eps {eps}, gamma {gamma}, logits of {x}", partial(_single, x), replace(weights, focal_gamma=gamma))
-            for gamma in (0.0, 1.5)
-            for x in (INF, -INF)
-        ]
+        for x in (37.0, -37.0, 90.0, -90.0):
+            inputs.append((f"focal_eps {eps}, logits of {x}", partial(_single, x), weights))
+        for gamma in (0.0, 1.5):
+            for x in (INF, -INF):
+                changed = replace(weights, focal_gamma=gamma)
+                inputs.append((f"focal_eps {eps}, gamma {gamma}, logits of {x}", partial(_single, x), changed))
     for name, make, weights in inputs:
         yield pytest.param("match_cost", lambda make=make, weights=weights: (*make(), weights), id=f"match_cost-{name}")
 
@@ -186,6 +186,28 @@ def test_a_divisor_that_requires_grad_is_refused(backend, name):
     divisor = torch.tensor(4.0, requires_grad=True)
     with pytest.raises(ValueError, match=rf"{name} requires grad, .*; pass {name}.detach\(\)"):
         ops.set_loss(*_inputs(), torch.tensor([[1, 4, 2, 0]]), backend=backend, **{name: divisor})
+
+
+CHANGED = ("logits", "boxes", "labels", "target boxes", "offsets", "query_index", "num_boxes", "class_normalizer")
+
+
+@pytest.mark.parametrize("changed", CHANGED)
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_inputs_changed_in_place_before_backward(backend, changed):
+    if reason := OPS["set_loss"].backends[backend].refusal(CPU):
+        pytest.skip(reason)
+    logits, boxes, targets = _inputs()
+    leaves = logits.requires_grad_(), boxes.requires_grad_()
+    logits, boxes = leaves[0] * 1, leaves[1] * 1
+    index, divisors = torch.tensor([[1, 4, 2, 0]]), (torch.tensor(4.0), torch.tensor(7.5))
+    losses = ops.set_loss(
+        logits, boxes, targets, index, num_boxes=divisors[0], class_normalizer=divisors[1], backend=backend
+    )
+    tensors = (logits, boxes, targets.labels, targets.boxes, targets.offsets, index, *divisors)
+    with torch.no_grad():
+        dict(zip(CHANGED, tensors, strict=True))[changed].mul_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        losses["loss_bbox"].sum().backward()
 
 
 @pytest.mark.parametrize("eps", [1e-40, -1.0, NAN])
