@@ -25,7 +25,8 @@ class MatchWeights:
     class_cost: Literal["softmax", "focal"] = "softmax"
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
-    focal_eps: float = 1e-8  # added to a probability before its logarithm; with 0 the logarithm is taken of the logit
+    # Added to a probability before its logarithm; with 0 the logarithm is taken of the logit.
+    focal_eps: float = 1e-8
     l1_format: Literal["cxcywh", "xyxy"] = "cxcywh"
     giou_eps: float = 0.0  # smallest union and enclosure, in squared units of box_scale
     box_scale: float = 1.0  # boxes are multiplied by it before the GIoU; with giou_eps = 0 it changes nothing
@@ -33,6 +34,8 @@ class MatchWeights:
     def __post_init__(self) -> None:
         _one_of("class_cost", self.class_cost, ("softmax", "focal"))
         _one_of("l1_format", self.l1_format, ("cxcywh", "xyxy"))
+        _is_eps("focal_eps", self.focal_eps)
+        _is_eps("giou_eps", self.giou_eps)
 
     @classmethod
     def detr(cls) -> MatchWeights:
@@ -93,6 +96,7 @@ class LossWeights:
     def __post_init__(self) -> None:
         _one_of("class_loss", self.class_loss, ("softmax", "focal", "varifocal", "ia_bce"))
         _one_of("normalizer", self.normalizer, ("targets", "matched"))
+        _is_eps("giou_eps", self.giou_eps)
 
     @classmethod
     def detr(cls) -> LossWeights:
@@ -139,6 +143,14 @@ class LossWeights:
         return sum(weighted, losses.new_zeros(()))
 
 
+_SMALLEST_EPS = 1e-30  # far enough from the smallest normal float32 that no backend rounds with it differently
+
+
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _is_eps(field: str, value: float) -> None:
+    if value != 0 and not value >= _SMALLEST_EPS:
+        raise ValueError(f"{field} must be 0 or at least {_SMALLEST_EPS}, got {value}")
