@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from benchmarks.registry import Case, Goal, Implementation
 
 
 @pytest.fixture(autouse=True)
-def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def _few_rounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(clock, "ROUNDS", (2, 2))
     monkeypatch.setattr(clock, "FLUSHED", 2**10)
+    monkeypatch.setattr(clock, "CPU_CACHES", tmp_path)
 
 
 @pytest.fixture

@@ -171,6 +171,15 @@ def test_cold_calls_follow_a_flush_and_hot_calls_another_call(monkeypatch):
     assert events == ["a", "a", "b", "b"] * 4
 
 
+def test_a_flush_writes_twice_the_largest_cache(tmp_path, monkeypatch):
+    assert clock.CpuClock()._buffer.nbytes == clock.FLUSHED  # the sizes of the caches are unknown
+    for index, size in enumerate(("32K", "512K", "107520K")):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
+    assert clock.largest_cache() == 107520 * 1024
+    assert clock.CpuClock()._buffer.nbytes == 2 * 107520 * 1024
+
+
 def test_peak_memory_is_that_of_the_call():
     peak = clock.peak_memory(lambda: torch.ones(2**24).sum(), CPU)
     assert 2**26 - 2**21 <= peak < 2**26 + 2**23
