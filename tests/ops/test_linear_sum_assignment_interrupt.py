@@ -21,8 +21,8 @@ CALLS = {
     ),
     # Every problem but one is solved at once, so that the calling thread waits for another.
     "a problem of another thread": (
-        f"cost = torch.from_numpy({HARD}); easy = torch.eye(300, dtype=cost.dtype)[None];"
-        "cost = torch.cat([torch.nn.functional.pad(1 - easy, (0, 2200)).expand(8, 300, 2500).flatten(0, 1), cost])[None];"
+        f"cost = torch.from_numpy({HARD}); easy = 1 - torch.eye(300, 2500, dtype=cost.dtype);"
+        "cost = torch.cat([easy] * 8 + [cost])[None];"
         "call = lambda: solve(cost, [300] * 8 + [2500], num_threads=2, backend='cpp')"
     ),
     "several threads": (
