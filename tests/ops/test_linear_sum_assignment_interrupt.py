@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send")
 
-# Each takes half a minute or more. The rows of a product table compete for the same columns.
+# Each takes ten seconds or more. The rows of a product table compete for the same columns.
 HARD = "numpy.outer(numpy.arange(2500.0), numpy.arange(2500.0))"
 CALLS = {
     "one matrix": f"cost = {HARD}; call = lambda: ops.linear_sum_assignment(cost)",
