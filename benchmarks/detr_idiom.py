@@ -1,8 +1,8 @@
 """Matching and losses as DETR's reference code computes them, in plain PyTorch and SciPy, for comparison.
 
 The idiom is that of facebookresearch/detr: every layer by itself, each query of the batch against each target of the
-batch, one copy of the cost to the host, SciPy for each image, and index tensors for the losses. The assertions on
-boxes, for which the reference code synchronizes, are left out.
+batch, one copy of the cost to the host, SciPy for each image, and index tensors for the losses. Left out are
+the assertions on boxes, for which the reference code synchronizes, and the errors that it logs.
 """
 
 from __future__ import annotations
@@ -70,23 +70,11 @@ def _layer_loss(
     classes[image, query] = torch.cat([of_image[t] for of_image, t in zip(labels, matched, strict=True)])
     predicted = boxes[image, query]
     target_boxes = torch.cat([of_image[t] for of_image, t in zip(truth, matched, strict=True)])
-    _log_errors(logits, targets, classes[image, query], image, query)
     return (
         LOSS.loss_ce * F.cross_entropy(logits.transpose(1, 2), classes, class_weight)
         + LOSS.loss_bbox * F.l1_loss(predicted, target_boxes, reduction="none").sum() / num_boxes
         + LOSS.loss_giou * (1 - torch.diag(_giou(predicted, target_boxes))).sum() / num_boxes
     )
-
-
-@torch.no_grad()
-def _log_errors(
-    logits: Tensor, targets: Targets, labels: Tensor, image: Tensor, query: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the errors that are logged beside the losses: of the cardinality and of the classes."""
-    sizes = torch.as_tensor(targets.sizes, device=logits.device)
-    predicted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(1)
-    wrong = logits[image, query].argmax(-1) != labels
-    return F.l1_loss(predicted.float(), sizes.float()), 100 * wrong.float().mean()
 
 
 def _giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks import cases
 from benchmarks.clock import Call, Protocol, Times
@@ -109,6 +110,23 @@ def backends(
         return Implementation(partial(compute, inputs, backend))
 
     return {name: partial(prepare, name) for name in OPS[op].backends if name not in exclude}
+
+
+def with_gradients(
+    function: Callable[..., tuple[Tensor, ...]], leaves: Iterable[Tensor], grad: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Return the outputs of a function, followed by the gradients of its first output.
+
+    Args:
+        function: What is differentiated.
+        leaves: Its arguments.
+        grad: The gradient of the first output. None: the output is summed.
+    """
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    first, *others = function(*leaves)
+    total = first if grad is not None or first.dim() == 0 else first.sum()
+    grads = torch.autograd.grad(total, leaves, grad)
+    return first.detach(), *(other.detach() for other in others), *grads
 
 
 def default_backend(op: str, device: torch.device) -> str:

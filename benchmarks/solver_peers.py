@@ -74,9 +74,9 @@ def _total(matrix: np.ndarray, pairs: tuple[Any, Any]) -> float:
 def _total_of_stacks(stacks: list[np.ndarray], answers: list[tuple[Any, Any]]) -> float:
     """Return the cost of each stack's lists of matched queries and targets."""
     return sum(
-        _total(matrix, pairs)
+        _total(matrix, (query, target))
         for stack, (queries, targets) in zip(stacks, answers, strict=True)
-        for matrix, *pairs in zip(stack, queries, targets, strict=True)
+        for matrix, query, target in zip(stack, queries, targets, strict=True)
     )
 
 

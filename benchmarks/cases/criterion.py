@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks import detr_idiom
 from benchmarks.host_libraries import rfdetr_loss, transformers_loss
 from benchmarks.inputs import as_dicts, coco_like_targets, predictions
-from benchmarks.registry import Case, Goal, Implementation
+from benchmarks.registry import Case, Goal, Implementation, with_gradients
 from detr_fast import LossWeights, MatchWeights, SetCriterion, Targets, use_backend
 
 # RF-DETR sums its losses before they are weighted.
@@ -37,17 +37,17 @@ def case(device: torch.device, losses: str, layers: int, images: int, queries: i
 
     def detr_fast(inputs: Inputs) -> Implementation:
         criterion = SetCriterion() if is_detr else SetCriterion(*RF_DETR)
-        return with_gradients(inputs, lambda logits, boxes: criterion(logits, boxes, inputs[2]).total)
+        return gradient_step(inputs, lambda logits, boxes: criterion(logits, boxes, inputs[2]).total)
 
     def facebookresearch(inputs: Inputs) -> Implementation:
-        return with_gradients(inputs, lambda logits, boxes: detr_idiom.total_loss(logits, boxes, inputs[2]))
+        return gradient_step(inputs, lambda logits, boxes: detr_idiom.total_loss(logits, boxes, inputs[2]))
 
     def transformers(inputs: Inputs) -> Implementation:
         loss = transformers_loss("DETR", as_dicts(inputs[2], "class_labels"), device)
-        return with_gradients(inputs, loss.host_library)
+        return gradient_step(inputs, loss.host_library)
 
     def rf_detr(inputs: Inputs) -> Implementation:
-        return with_gradients(inputs, rfdetr_loss(as_dicts(inputs[2])).host_library)
+        return gradient_step(inputs, rfdetr_loss(as_dicts(inputs[2])).host_library)
 
     def expected(inputs: Inputs) -> tuple[Tensor, ...]:
         logits, boxes, targets = inputs
@@ -71,13 +71,6 @@ def case(device: torch.device, losses: str, layers: int, images: int, queries: i
     )
 
 
-def with_gradients(inputs: Inputs, loss: Loss) -> Implementation:
+def gradient_step(inputs: Inputs, loss: Loss) -> Implementation:
     """Return the step that computes a loss and the gradients of logits and boxes."""
-
-    def step() -> tuple[Tensor, ...]:
-        logits, boxes = (leaf.detach().requires_grad_() for leaf in inputs[:2])
-        total = loss(logits, boxes)
-        total.backward()
-        return total.detach(), logits.grad, boxes.grad
-
-    return Implementation(step)
+    return Implementation(lambda: with_gradients(lambda *leaves: (loss(*leaves),), inputs[:2]))

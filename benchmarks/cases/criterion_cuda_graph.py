@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.cases.criterion import Inputs, with_gradients
+from benchmarks.cases.criterion import Inputs, gradient_step
 from benchmarks.clock import Call
 from benchmarks.inputs import MAX_TARGETS, coco_like_targets, predictions
 from benchmarks.registry import Case, Goal, Implementation
@@ -22,7 +22,7 @@ def case(device: torch.device, layers: int, images: int, queries: int) -> Case:
 
     def eager(inputs: Inputs) -> Implementation:
         criterion = SetCriterion()
-        return with_gradients(inputs, lambda logits, boxes: criterion(logits, boxes, inputs[2]).total)
+        return gradient_step(inputs, lambda logits, boxes: criterion(logits, boxes, inputs[2]).total)
 
     def graph(inputs: Inputs) -> Implementation:
         """Prepare the replay; copying the targets into the captured ones is part of it."""

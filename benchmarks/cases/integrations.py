@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases.criterion import Inputs, with_gradients
+from benchmarks.cases.criterion import Inputs, gradient_step
 from benchmarks.host_libraries import NUM_LAYERS, NUM_LOGITS, label_key, losses
 from benchmarks.inputs import as_dicts, coco_like_targets, predictions
 from benchmarks.registry import Case, Goal, Implementation
@@ -25,10 +25,10 @@ def case(device: torch.device, family: str, images: int, queries: int) -> Case:
         return (*predictions(NUM_LAYERS[family], images, queries, NUM_LOGITS[family], device), targets), found
 
     def accelerated(inputs: tuple[Inputs, Any]) -> Implementation:
-        return with_gradients(inputs[0], inputs[1].accelerated)
+        return gradient_step(inputs[0], inputs[1].accelerated)
 
     def host_library(inputs: tuple[Inputs, Any]) -> Implementation:
-        return with_gradients(inputs[0], inputs[1].host_library)
+        return gradient_step(inputs[0], inputs[1].host_library)
 
     return Case(
         f"{family}, {images} images, {queries} queries",

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from benchmarks.registry import Case, backends, default_backend
+from benchmarks.registry import Case, backends, default_backend, with_gradients
 from detr_fast import ops
 
-SIZES = [(16, 100, 20), (16, 300, 20), (16, 900, 63)]
-SMALL = [(2, 5, 3)]
+SIZES = [(16, 100, 20, False), (16, 300, 20, False), (16, 900, 63, False), (16, 300, 20, True)]
+SMALL = [(2, 5, 3, False), (2, 5, 3, True)]
 
-Inputs = tuple[Tensor, Tensor]
+Inputs = tuple[Tensor, ...]
 
 
-def case(device: torch.device, images: int, num_boxes1: int, num_boxes2: int) -> Case:
-    def inputs() -> Inputs:
-        return random_boxes(device, images, num_boxes1, num_boxes2)
-
-    def compute(inputs: Inputs, backend: str) -> Tensor:
-        return ops.pairwise_box_iou(*inputs, kind="giou", box_format="cxcywh", backend=backend)
+def case(device: torch.device, images: int, num_boxes1: int, num_boxes2: int, gradients: bool) -> Case:
+    def compute(inputs: Inputs, backend: str) -> Inputs:
+        giou = partial(ops.pairwise_box_iou, kind="giou", box_format="cxcywh", backend=backend)
+        return evaluate(giou, inputs, gradients)
 
     return Case(
-        f"GIoU of {images} x {num_boxes1} x {num_boxes2} boxes",
+        f"GIoU{' and gradients' if gradients else ''}, {images} x {num_boxes1} x {num_boxes2} boxes",
         default_backend("pairwise_box_iou", device),
-        inputs,
+        lambda: random_boxes(device, images, num_boxes1, num_boxes2),
         backends("pairwise_box_iou", device, compute),
         lambda inputs: compute(tuple(boxes.double() for boxes in inputs), "reference"),
-        rtol=0,
+        rtol=1e-4 if gradients else 0,
     )
 
 
 def random_boxes(device: torch.device, images: int, *counts: int) -> Inputs:
-    """Draw boxes of [0,1] for each image and count."""
+    """Draw boxes for each image, [images, count, 4] for each count."""
     generator = torch.Generator().manual_seed(0)
-    drawn = (torch.rand(images, count, 4, generator=generator) * 0.4 + 0.2 for count in counts)
-    boxes1, boxes2 = (boxes.to(device) for boxes in drawn)
-    return boxes1, boxes2
+    return tuple((torch.rand(images, count, 4, generator=generator) * 0.4 + 0.2).to(device) for count in counts)
+
+
+def evaluate(pairwise: Callable[[Tensor, Tensor], Tensor], inputs: Inputs, gradients: bool) -> Inputs:
+    """Return the values of all pairs, and the gradients of their sum."""
+    return with_gradients(lambda *boxes: (pairwise(*boxes),), inputs) if gradients else (pairwise(*inputs),)

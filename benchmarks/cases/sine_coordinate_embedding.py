@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from benchmarks.registry import Case, backends, default_backend
+from benchmarks.registry import Case, backends, default_backend, with_gradients
 from detr_fast import ops
 
 NUM_FEATS = 128
@@ -22,11 +24,10 @@ def case(device: torch.device, images: int, queries: int, numbers: int) -> Case:
         grad = torch.randn(images, queries, numbers * NUM_FEATS, generator=generator)
         return coordinates.to(device), grad.to(device)
 
-    def compute(inputs: Inputs, backend: str) -> tuple[Tensor, Tensor]:
-        coordinates, grad = inputs[0].detach().requires_grad_(), inputs[1]
-        embedding = ops.sine_coordinate_embedding(coordinates, NUM_FEATS, backend=backend)
-        (of_coordinates,) = torch.autograd.grad(embedding, coordinates, grad)
-        return embedding.detach(), of_coordinates
+    def compute(inputs: Inputs, backend: str) -> tuple[Tensor, ...]:
+        coordinates, grad = inputs
+        embed = partial(ops.sine_coordinate_embedding, num_feats=NUM_FEATS, backend=backend)
+        return with_gradients(lambda leaf: (embed(leaf),), [coordinates], grad)
 
     return Case(
         f"coordinates {images}x{queries}x{numbers}, {NUM_FEATS} features each, with gradient",

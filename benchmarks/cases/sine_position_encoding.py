@@ -10,10 +10,10 @@ from benchmarks.registry import Case, Goal, backends, default_backend
 from detr_fast import ops
 
 SIZES = [(2, 25, 34), (16, 32, 32), (32, 48, 48), (64, 64, 64)]
-SMALL = [(2, 3, 20)]
+SMALL = [(2, 3, 20, "bchw"), (2, 3, 20, "blc")]
 
 
-def case(device: torch.device, images: int, height: int, width: int) -> Case:
+def case(device: torch.device, images: int, height: int, width: int, layout: str = "bchw") -> Case:
     def inputs() -> Tensor:
         mask = torch.zeros(images, height, width, dtype=torch.bool, device=device)
         mask[: images // 2, height * 3 // 4 :] = True
@@ -21,10 +21,10 @@ def case(device: torch.device, images: int, height: int, width: int) -> Case:
         return mask
 
     def compute(mask: Tensor, backend: str) -> Tensor:
-        return ops.sine_position_encoding(mask, backend=backend)
+        return ops.sine_position_encoding(mask, layout=layout, backend=backend)
 
     def expected(mask: Tensor) -> Tensor:
-        return ops.sine_position_encoding(mask, dtype=torch.float64, backend="reference")
+        return ops.sine_position_encoding(mask, layout=layout, dtype=torch.float64, backend="reference")
 
     def bandwidth(mask: Tensor, times: Times) -> float:
         written = expected(mask).float().nbytes
@@ -34,7 +34,7 @@ def case(device: torch.device, images: int, height: int, width: int) -> Case:
     if images == 64:
         goals += (Goal("bandwidth", 0.7),)
     return Case(
-        f"masks {images}x{height}x{width}, 256 channels",
+        f"masks {images}x{height}x{width}, 256 channels, {layout}",
         default_backend("sine_position_encoding", device),
         inputs,
         backends("sine_position_encoding", device, compute),

@@ -62,6 +62,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [*FAMILIES, "forbidden"])
 def test_same_indices_as_scipy(solve, family):
     """Two hundred problems of each family, down to no targets and up to twice as many as queries."""
@@ -119,6 +120,7 @@ def test_launched_for_smaller_sizes_than_there_are(launch):
         faults.raise_faults()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", "ABCDEFT")
 def test_golden_indices(device, golden, golden_case, case):
     expected = golden("match_official")

@@ -99,6 +99,7 @@ def test_gradients_of_any_strides(grad_of, device):
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_gradients_of_coordinates_are_the_numerical_ones(device):
     coordinates = _coordinates(2, 3, 4).to(device).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: ops.sine_coordinate_embedding(x, 6, backend="triton"), coordinates)

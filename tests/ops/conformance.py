@@ -13,36 +13,45 @@ from detr_fast import Targets
 from detr_fast.ops.dispatch import Op
 
 
-def assert_as_exact(result: Tensor, plain: Tensor, exact: Tensor, single: Tensor | None = None) -> None:
+def assert_as_exact(result: Tensor, plain: Tensor | Sequence[Tensor], exact: Tensor | Sequence[Tensor]) -> None:
     """Hold the error of a result to twice that of plain PyTorch in the same dtype.
 
-    A unit in the last place is added, which even an exact value may lose when it is stored. In float64, where the
-    exact result is plain PyTorch's, its error is that of ``single``, scaled by the dtypes' resolution, and at least
+    A unit in the last place is added, which even an exact value may lose when it is stored. In float64, where plain
+    PyTorch is the exact result, its error is taken in float32, scaled by the resolution of the dtypes, and is at least
     64 units. Values that are not finite are the same.
 
     Args:
         result: of a backend.
-        plain: of plain PyTorch on the same inputs.
-        exact: of plain PyTorch on the same inputs in float64.
-        single: of plain PyTorch on the same inputs in float32; needed in float64 only.
+        plain: of plain PyTorch in the same dtype, for float64 in float32: on the same inputs, and on further ones that
+            only serve to estimate its error.
+        exact: of plain PyTorch in float64, on the same inputs as ``plain``.
     """
-    result, plain, exact = result.detach().cpu(), plain.detach().cpu(), exact.detach().cpu()
-    assert result.dtype == plain.dtype
-    assert result.shape == plain.shape == exact.shape
+    plain, exact = ([x] if isinstance(x, Tensor) else list(x) for x in (plain, exact))
+    plain, exact = [x.detach().cpu() for x in plain], [x.detach().cpu() for x in exact]
+    result = result.detach().cpu()
+    is_double = result.dtype == torch.float64
+    assert result.dtype == (exact if is_double else plain)[0].dtype
+    assert result.shape == plain[0].shape == exact[0].shape
     if not result.is_floating_point():
-        assert torch.equal(result, exact)
+        assert torch.equal(result, exact[0])
         return
-    finite = exact.isfinite() & plain.isfinite()
-    torch.testing.assert_close(result[~finite], plain[~finite], equal_nan=True)
+    finite = exact[0].isfinite() & (exact if is_double else plain)[0].isfinite()
+    expected = (exact if is_double else plain)[0]
+    torch.testing.assert_close(result[~finite], expected[~finite], equal_nan=True)
     if not finite.any():
         return
     eps = torch.finfo(result.dtype).eps
-    result, plain, exact = (tensor[finite].double() for tensor in (result, plain, exact))
-    largest, error, allowed = (float(x.abs().max()) for x in (exact, result - exact, plain - exact))
-    if single is not None:
-        error_of_single = (single.detach().cpu()[finite].double() - exact).abs().nan_to_num().max()
-        allowed = float(error_of_single) * eps / torch.finfo(torch.float32).eps + 64 * eps * largest
+    error, largest = float((result.double() - exact[0])[finite].abs().max()), float(exact[0][finite].abs().max())
+    allowed = max(map(_error, plain, exact))
+    if is_double:
+        allowed = allowed * eps / torch.finfo(torch.float32).eps + 64 * eps * largest
     assert error <= 2 * allowed + eps * largest, (error, allowed, largest)
+
+
+def _error(plain: Tensor, exact: Tensor) -> float:
+    """The largest error of plain PyTorch where both are finite."""
+    errors = (plain.double() - exact).abs()
+    return float(errors[errors.isfinite()].max()) if errors.isfinite().any() else 0.0
 
 
 def run(op: Op, arguments: Sequence[Any], backend: str, device: torch.device, gradients: bool = True) -> list[Tensor]:

@@ -50,6 +50,7 @@ def _opchecks() -> Iterator[Any]:
                     yield pytest.param(op, case, backend, id=f"{name}-{backend}-{case.name}")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize(("op", "case", "backend"), [*_opchecks()])
 def test_opcheck(op, case, backend):
@@ -73,6 +74,7 @@ def _steps(predictions: tuple[Tensor, Tensor], run, targets: Targets) -> list[Te
     return [total, *torch.autograd.grad(total, predictions)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "name"), [("detr", "cpp"), ("mmdet2", "triton"), ("deformable", "triton"), ("deformable", "reference")]
 )
@@ -94,6 +96,7 @@ def test_the_criterion_compiles_whole_and_once_for_all_batches(predictions, rand
     assert compiler.frame_count <= 2
 
 
+@pytest.mark.slow
 def test_inductor(predictions, random_targets):
     targets = random_targets(SIZES, 4)
 

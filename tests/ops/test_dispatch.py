@@ -181,6 +181,7 @@ def test_other_devices_have_no_kernels():
         OPS["match_cost"].choose(torch.device("mps"), "triton")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("interpret", "answer"), [("0", "set TRITON_INTERPRET=1 before the first op runs"), ("1", "[1, 2]")]
 )

@@ -55,3 +55,11 @@ def predictions(
 def integer(rng: Rng, low: int, high: int) -> int:
     """A random integer in [low, high]."""
     return int(torch.randint(low, high + 1, (), generator=rng))
+
+
+class CompileCase(NamedTuple):
+    """A call whose kernels are compiled for GPUs, at shapes that matter there."""
+
+    name: str
+    arguments: tuple[Any, ...]  # of the op; their values do not count
+    registers: dict[str, int]  # the most that a thread of each kernel may take

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.targets import offsets_of
-from tests.ops.inputs import Case, Rng, integer
+from tests.ops.inputs import Case, CompileCase, Rng, integer
 
 FAMILIES: dict[str, Callable[[Rng, tuple[int, ...]], Tensor]] = {
     "uniform": lambda rng, shape: torch.rand(shape, generator=rng, dtype=torch.float64),
@@ -80,3 +80,17 @@ def _random(dtype: torch.dtype, rng: Rng) -> tuple[Any, ...]:
     sizes = [integer(rng, 0, 14) for _ in range(integer(rng, 1, 5))]
     family = list(FAMILIES)[integer(rng, 0, len(FAMILIES) - 1)]
     return arguments(dtype, rng, integer(rng, 1, 2), sizes, integer(rng, 1, 12), integer(rng, 1, 2), family)
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    for max_targets, queries, registers in (
+        (20, 100, 208),
+        (100, 100, 208),
+        (100, 300, 208),
+        (300, 300, 208),
+        (63, 900, 232),
+        (300, 900, 232),
+    ):
+        call = arguments(torch.float32, torch.Generator(), 6, [max_targets, 7], queries, 1, "uniform")
+        name = f"{max_targets} targets of {queries} queries"
+        yield CompileCase(name, call, {"batch_linear_sum_assignment_kernel": registers})

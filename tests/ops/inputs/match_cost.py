@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from detr_fast import MatchWeights, Targets
-from tests.ops.inputs import Case, Rng, integer, predictions, targets
+from tests.ops.inputs import Case, CompileCase, Rng, integer, predictions, targets
 
 WEIGHTS = {
     "detr": MatchWeights.detr(),
@@ -80,3 +80,15 @@ def _random(dtype: torch.dtype, rng: Rng) -> tuple[Any, ...]:
     sizes = [integer(rng, 0, 12) for _ in range(integer(rng, 1, 4))]
     weights = list(WEIGHTS.values())[integer(rng, 0, len(WEIGHTS) - 1)]
     return _arguments(dtype, rng, integer(rng, 1, 3), sizes, integer(rng, 1, 70), integer(rng, 2, 40), weights)
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    for name, num_logits, dtype, registers in (
+        ("mmdet2", 5, torch.bfloat16, 96),
+        ("detr", 92, torch.float32, 128),
+        ("deformable", 91, torch.float32, 112),
+        ("focal of the logit", 91, torch.float32, 112),
+        ("detr", 366, torch.float32, 128),
+    ):
+        arguments = _arguments(dtype, torch.Generator(), 6, [7, 20], 300, num_logits, WEIGHTS[name])
+        yield CompileCase(f"{name}, {num_logits} logits, {dtype}", arguments, {"match_cost_kernel": registers})

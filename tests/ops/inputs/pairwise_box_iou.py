@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.ops.inputs import Case, Rng, boxes, corners, integer
+from tests.ops.inputs import Case, CompileCase, Rng, boxes, corners, integer
 
 OPTIONS = {
     "iou": ("iou", "xyxy", 0.0),
@@ -51,3 +51,10 @@ def _shared(dtype: torch.dtype, rng: Rng) -> tuple[Any, ...]:
 def _random(dtype: torch.dtype, rng: Rng) -> tuple[Any, ...]:
     options = list(OPTIONS.values())[integer(rng, 0, len(OPTIONS) - 1)]
     return _arguments(dtype, rng, integer(rng, 1, 3), integer(rng, 1, 40), integer(rng, 1, 90), *options)
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    boxes1, boxes2 = torch.zeros(2, 300, 4), torch.zeros(2, 63, 4)
+    for name, forward, backward in (("iou", 80, 128), ("giou, cxcywh, eps", 96, 168)):
+        registers = {"pairwise_fwd_kernel": forward, "pairwise_bwd_kernel": backward}
+        yield CompileCase(name, (boxes1, boxes2, *OPTIONS[name]), registers)

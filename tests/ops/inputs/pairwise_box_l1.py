@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tests.ops.inputs import Case, Rng, corners, integer
+from tests.ops.inputs import Case, CompileCase, Rng, corners, integer
 from tests.ops.inputs.pairwise_box_iou import SHAPES, ties
 
 
@@ -19,3 +19,8 @@ def conformance_cases() -> Iterator[Case]:
 
 def _arguments(dtype: torch.dtype, rng: Rng, batch: int, num1: int, num2: int) -> tuple[Any, ...]:
     return corners(rng, batch, num1, dtype=dtype), corners(rng, batch, num2, dtype=dtype)
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    registers = {"pairwise_fwd_kernel": 64, "pairwise_bwd_kernel": 96}
+    yield CompileCase("l1", (torch.zeros(2, 300, 4), torch.zeros(2, 63, 4)), registers)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import LossWeights, Targets
-from tests.ops.inputs import Case, Rng, integer, predictions, targets
+from tests.ops.inputs import Case, CompileCase, Rng, integer, predictions, targets
 
 WEIGHTS = {
     "detr": LossWeights.detr(),
@@ -114,3 +114,23 @@ def _random(dtype: torch.dtype, rng: Rng) -> tuple[Any, ...]:
     weights = list(WEIGHTS.values())[integer(rng, 0, len(WEIGHTS) - 1)]
     shape = integer(rng, 1, 3), sizes, integer(rng, 1, 40), integer(rng, 2, 40), integer(rng, 1, 2)
     return _arguments(dtype, rng, *shape, weights)
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    focal = LossWeights(class_loss="focal", focal_gamma=1.5)
+    for name, num_logits, dtype, weights, forward, backward in (
+        ("mmdet2", 5, torch.bfloat16, WEIGHTS["mmdet2"], 72, 72),
+        ("detr", 92, torch.float32, WEIGHTS["detr"], 128, 144),
+        ("deformable", 91, torch.float32, WEIGHTS["deformable"], 96, 144),
+        ("rt_detr", 91, torch.float32, WEIGHTS["rt_detr"], 112, 144),
+        ("lw_detr", 91, torch.bfloat16, WEIGHTS["lw_detr"], 160, 144),
+        ("gamma 1.5", 366, torch.float32, focal, 144, 112),
+    ):
+        registers = {"set_loss_fwd_kernel": forward, "set_loss_bwd_kernel": backward, "set_loss_reduce_kernel": 144}
+        *arguments, _, _ = _arguments(dtype, torch.Generator(), 6, [7, 20], 300, num_logits, 1, weights)
+        divisors = torch.tensor(27.0), torch.tensor(57.0)
+        yield CompileCase(f"{name}, {num_logits} logits, {dtype}", (*arguments, *divisors), registers)
+    for layers in (6, 13):
+        arguments = _arguments(torch.float32, torch.Generator(), layers, [7, 20], 300, 92, 1, WEIGHTS["detr"])
+        registers = {"set_loss_fwd_kernel": 128, "set_loss_bwd_kernel": 144, "set_loss_reduce_kernel": 144}
+        yield CompileCase(f"{layers} layers, divisors of the host", arguments, registers)

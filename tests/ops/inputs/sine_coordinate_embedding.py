@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.ops.inputs import Case, Rng, integer
+from tests.ops.inputs import Case, CompileCase, Rng, integer
 
 OPTIONS: dict[str, tuple[int, float, float, str]] = {
     "yxwh": (128, 10000.0, 2 * math.pi, "yxwh"),
@@ -48,3 +48,16 @@ def coordinates(dtype: torch.dtype, rng: Rng, *shape: int) -> Tensor:
 def _random(dtype: torch.dtype, rng: Rng) -> tuple[Any, ...]:
     num_feats = 2 * integer(rng, 1, 70)
     return coordinates(dtype, rng, integer(rng, 1, 60), integer(rng, 1, 4)), num_feats, *OPTIONS["yxwh"][1:]
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    for count, num_feats, dtype, forward, backward in (
+        (4, 128, torch.float32, 80, 80),
+        (2, 256, torch.bfloat16, 80, 104),
+    ):
+        registers = {
+            "sine_coordinate_embedding_fwd_kernel": forward,
+            "sine_coordinate_embedding_bwd_kernel": backward,
+        }
+        arguments = torch.zeros(300, count, dtype=dtype), num_feats, *OPTIONS["yxwh"][1:]
+        yield CompileCase(f"{count} coordinates {dtype}", arguments, registers)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.ops.inputs import Case, Rng, integer
+from tests.ops.inputs import Case, CompileCase, Rng, integer
 
 DEFAULTS = {
     "num_feats": 20,
@@ -69,3 +69,14 @@ def _padded(dtype: torch.dtype, rng: Rng) -> tuple[Any, ...]:
 def _random(dtype: torch.dtype, rng: Rng) -> tuple[Any, ...]:
     options = list(OPTIONS.values())[integer(rng, 0, len(OPTIONS) - 1)]
     return _arguments(dtype, rng, (integer(rng, 1, 3), integer(rng, 1, 40), integer(rng, 1, 90)), options)
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    mask = torch.zeros(2, 25, 34, dtype=torch.bool)
+    for name, options, registers in (
+        ("bchw fp32", {"dtype": torch.float32}, 80),
+        ("blc fp32", {"dtype": torch.float32, "layout": "blc"}, 48),
+        ("blc bf16 sines first", {"dtype": torch.bfloat16, "layout": "blc", "interleave": False}, 64),
+    ):
+        used = {**DEFAULTS, "num_feats": 128, **options}
+        yield CompileCase(name, (mask, *used.values()), {"sine_position_encoding_kernel": registers})
