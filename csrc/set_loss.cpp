@@ -49,8 +49,7 @@ std::vector<int64_t> targets_of_queries(const Predictions<T>& logits, const Pack
           const int64_t query = matches.query[first + t];
           if (query < 0) continue;
           if (target[query] >= 0) {
-            refuse(matches, targets, first + t,
-                   "another target of the image has; match a query to at most one target");
+            refuse(matches, targets, first + t, "another target of the image has; match a query to at most one target");
           }
           target[query] = t;
         }

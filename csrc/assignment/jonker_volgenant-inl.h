@@ -214,7 +214,6 @@ class JonkerVolgenant {
       int64_t row = unassigned_[k];
       while (row != kNone && steps > 0) {
         --steps;
-        checkpoint_.count(num_indices_);
         const int64_t displaced = reduce_augmenting_row(row);
         if (displaced == row) break;
         row = displaced;
@@ -222,6 +221,7 @@ class JonkerVolgenant {
       if (row != kNone) unassigned_[still_unassigned++] = row;
     }
     num_unassigned_ = still_unassigned;
+    checkpoint_.count((kStepsPerRow * n_ - steps) * num_indices_);
   }
 
   // Assigns the row its nearest column, and lowers the column's dual until the row's next best column is as near.
@@ -258,7 +258,6 @@ class JonkerVolgenant {
     int64_t row = start, visits = 0, index = kNone, free_visit = kNone;
     double reached = 0, dual = 0, nearest_free = kInfinity;
     while (row != kNone) {
-      checkpoint_.count(num_indices_);
       const double offset = reached - row_dual_[row], free = cheapest_free(row) + offset;
       tree_[visits] = {row, reached, offset, dual};
       free_visit = free < nearest_free ? visits : free_visit;
@@ -279,6 +278,7 @@ class JonkerVolgenant {
         column_dual_[index] = -kInfinity;
       }
     }
+    checkpoint_.count(visits * num_indices_);
     update_duals(visits, reached);
     if (reached == kInfinity) return false;
 

@@ -109,8 +109,7 @@ class GiouGradient {
  private:
   Interval<double> along(const Interval<double>& a, const Interval<double>& b, const Interval<double>& other_a,
                          const Interval<double>& other_b) const {
-    const double by_overlap =
-        overlap(a, b) >= 0 ? by_intersection_ * positive_part(overlap(other_a, other_b)) : 0;
+    const double by_overlap = overlap(a, b) >= 0 ? by_intersection_ * positive_part(overlap(other_a, other_b)) : 0;
     const double by_hull = by_hull_ * hull(other_a, other_b), by_own = by_union_ * other_a.size();
     return {-by_overlap * step(a.low - b.low) - by_hull * step(b.low - a.low) - by_own,
             by_overlap * step(b.high - a.high) + by_hull * step(a.high - b.high) + by_own};

@@ -162,22 +162,23 @@ def _check_query_index(query_index: Tensor, targets: Targets, num_queries: int) 
     """Raise ValueError where an index is out of range or given twice; indices on a device or traced are not read."""
     if is_tracing(query_index) or query_index.device.type != "cpu":
         return
-    for layer, group, row in ((query_index < -1) | (query_index >= num_queries)).nonzero().tolist():
-        query = int(query_index[layer, group, row])
-        reason = "below -1" if query < 0 else f"not below the number of queries, {num_queries}"
-        name = _name_pair(query_index, targets, layer, group, row)
+    for pair in ((query_index < -1) | (query_index >= num_queries)).nonzero():
+        below = int(query_index[tuple(pair)]) < 0
+        reason = "below -1" if below else f"not below the number of queries, {num_queries}"
+        name = _name_pair(query_index, targets, pair)
         raise ValueError(f"{name}, which is {reason}; use -1 for a target without a query")
-    layer, group, row = (query_index >= 0).nonzero(as_tuple=True)
+    pairs = (query_index >= 0).nonzero()  # [N,3]
+    layer, group, row = pairs.unbind(1)
     query = (layer * targets.num_images + targets.image_index()[row]) * num_queries + query_index[layer, group, row]
     order = query.argsort(stable=True)
     repeated = order[1:][query[order].diff() == 0]
     if len(repeated):
-        first = repeated.min()
-        name = _name_pair(query_index, targets, int(layer[first]), int(group[first]), int(row[first]))
+        name = _name_pair(query_index, targets, pairs[repeated.min()])
         raise ValueError(f"{name}, which another target of the image has; match a query to at most one target")
 
 
-def _name_pair(query_index: Tensor, targets: Targets, layer: int, group: int, row: int) -> str:
+def _name_pair(query_index: Tensor, targets: Targets, pair: Tensor) -> str:
+    layer, group, row = pair.tolist()
     where = f"layer {layer}, " + (f"group {group}, " if query_index.shape[1] > 1 else "")
     return f"{where}{targets.name_target(row)}: query_index is {int(query_index[layer, group, row])}"
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -208,6 +209,36 @@ def test_inputs_changed_in_place_before_backward(backend, changed):
         dict(zip(CHANGED, tensors, strict=True))[changed].mul_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         losses["loss_bbox"].sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp", "scipy", "triton"])
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"cost": torch.rand(1, 3, 4, dtype=torch.complex64)}, TypeError, "cost must be real, got torch.complex64"),
+        ({"targets_or_sizes": [1.7, 1.3]}, TypeError, "a number of targets must be an integer, got 1.7"),
+        (
+            {"targets_or_sizes": torch.tensor([1.0, 2.0])},
+            TypeError,
+            "a number of targets must be an integer, got tensor",
+        ),
+        ({"groups": 2.0}, TypeError, "groups must be an integer, got 2.0"),
+        ({"num_threads": 1.0}, TypeError, "num_threads must be an integer, got 1.0"),
+        ({"num_threads": 2**31}, ValueError, r"num_threads must be at least 1 and below 2\*\*31, got 2147483648"),
+    ],
+)
+def test_arguments_of_the_solver_that_are_refused(backend, options, error, message):
+    arguments = {"cost": torch.rand(1, 3, 4), "targets_or_sizes": [1, 2]} | options
+    with pytest.raises(error, match=message):
+        ops.batch_linear_sum_assignment(**arguments, backend=backend)
+
+
+def test_integers_of_any_type_are_accepted():
+    cost = torch.rand(1, 3, 4)
+    expected = ops.batch_linear_sum_assignment(cost, [1, 2], groups=2)
+    sizes, two = np.array([1, 2], dtype=np.int32), np.int64(2)
+    assert torch.equal(ops.batch_linear_sum_assignment(cost, sizes, groups=two, num_threads=two), expected)
+    assert torch.equal(ops.batch_linear_sum_assignment(cost, torch.tensor([1, 2]), groups=2), expected)
 
 
 @pytest.mark.parametrize("eps", [1e-40, -1.0, NAN])
