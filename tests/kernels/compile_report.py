@@ -25,22 +25,13 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from detr_fast.ops.dispatch import OPS
 from tests.ops.inputs import CompileCase
 
 ARCHITECTURES = (80, 89, 90, 100, 120)
-_TYPES = {
-    torch.bool: "i1",
-    torch.int32: "i32",
-    torch.int64: "i64",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.float32: "fp32",
-    torch.float64: "fp64",
-}
 
 
 @dataclass(frozen=True)
@@ -49,8 +40,8 @@ class Launch:
 
     name: str
     kernel: JITFunction
-    arguments: dict[str, Any]
-    num_warps: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]  # the other arguments, and options of the compiler such as num_warps
     registers: int
 
 
@@ -59,10 +50,9 @@ def record_launches(op: str, case: CompileCase) -> list[Launch]:
     launches: list[Launch] = []
 
     def record(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        num_warps = kwargs.pop("num_warps", 4)
-        arguments = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
-        name = f"{op}, {case.name}: {kernel.__name__}"
-        launches.append(Launch(name, kernel, arguments, num_warps, case.registers[kernel.__name__]))
+        number = 1 + sum(launch.kernel is kernel for launch in launches)
+        name = f"{op}, {case.name}: {kernel.__name__}, launch {number}"
+        launches.append(Launch(name, kernel, args, kwargs, case.registers[kernel.__name__]))
 
     backend = OPS[op].backends["triton"]
     run, JITFunction.run = JITFunction.run, record
@@ -78,20 +68,20 @@ def record_launches(op: str, case: CompileCase) -> list[Launch]:
 
 
 def all_launches() -> list[Launch]:
-    """Return those of every op that has a Triton backend; a kernel that is launched twice alike is listed once."""
-    launches = {}
+    """Return the launches of every op that has a Triton backend."""
+    launches = []
     for op in sorted(OPS):
         if "triton" in OPS[op].backends:
             for case in import_module(f"tests.ops.inputs.{op}").compile_cases():
-                launches.update({launch.name: launch for launch in record_launches(op, case)})
-    return list(launches.values())
+                launches += record_launches(op, case)
+    return launches
 
 
 def compile_launch(launch: Launch, architecture: int) -> dict[str, Any]:
     """Return registers, spills and shared memory of one kernel on one architecture, by ptxas."""
-    source = _source(launch)
     target = GPUTarget("cuda", architecture, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": launch.num_warps})
+    source, options = _specialize(launch, target)
+    compiled = triton.compile(source, target=target, options=options)
     log = _assemble(compiled.asm["ptx"], architecture)
     return {
         "name": launch.name,
@@ -106,23 +96,15 @@ def compile_launch(launch: Launch, architecture: int) -> dict[str, Any]:
     }
 
 
-def _source(launch: Launch) -> ASTSource:
-    """Specialize the arguments as the JIT does: a 1 is a constant, multiples of 16 are known to be such."""
-    signature, constants, attributes = {}, {}, {}
-    for position, parameter in enumerate(launch.kernel.params):
-        value = launch.arguments[parameter.name]
-        is_one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
-        if parameter.is_constexpr or is_one:
-            signature[parameter.name] = "constexpr"
-            constants[parameter.name] = value
-        elif isinstance(value, Tensor):
-            signature[parameter.name] = f"*{_TYPES[value.dtype]}"
-            attributes[(position,)] = [["tt.divisibility", 16]]  # as PyTorch allocates
-        else:
-            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
-            if isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize:
-                attributes[(position,)] = [["tt.divisibility", 16]]
-    return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+def _specialize(launch: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
+    """Return what the JIT would compile for a launch; it derives types, constants and alignments from the arguments."""
+    kernel, backend = launch.kernel, make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, options = bind(*launch.args, **launch.kwargs)
+    options, signature, constants, attributes = kernel._pack_args(
+        backend, launch.kwargs, bound, specialization, options
+    )
+    return ASTSource(kernel, signature, constants, attributes), options.__dict__
 
 
 def _assemble(ptx: str, architecture: int) -> str:
