@@ -49,7 +49,9 @@ def _not_built() -> str | None:
     try:
         _extension()
     except ImportError as error:
-        return f"the extension is not built ({error}); install the package with pip (in a source tree: pip install -e .)"
+        return (
+            f"the extension is not built ({error}); install the package with pip (in a source tree: pip install -e .)"
+        )
     return None
 
 
