@@ -23,6 +23,7 @@ lint: $(INSTALLED)
 	$(BIN)/clang-format --dry-run --Werror $(CSRC)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) build *.egg-info detr_fast/_C*.so
@@ -30,7 +31,7 @@ clean:
 # One environment for everything, from the project's own files. Sources of the extension rebuild it.
 $(INSTALLED): constraints.txt pyproject.toml setup.py $(CSRC)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test,docs]"
 	touch $@
 
 $(PEERS)/installed: tests/integrations/peers.txt $(INSTALLED)

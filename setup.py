@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_namespace_packages, setup
+
+ParallelCompile().install()
 
 setup(
     packages=find_namespace_packages(include=["detr_fast", "detr_fast.*"]),

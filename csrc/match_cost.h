@@ -13,7 +13,7 @@ struct MatchOptions {
   double giou_eps, box_scale;
 };
 
-// Writes cost [L,T,Q].
+// Writes cost [L,T,Q]. Throws std::invalid_argument where offsets or labels are out of range.
 template <typename T>
 void match_cost(const Predictions<T>& logits, const Predictions<T>& boxes, const PackedTargets& targets,
                 const MatchOptions& options, T* cost);

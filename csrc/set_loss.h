@@ -19,12 +19,14 @@ struct Matches {
   int64_t groups;
 };
 
-// Writes the sums over each layer, undivided: losses [3,L], in the order class, L1, GIoU.
+// Writes the sums over each layer, undivided: losses [3,L], in the order class, L1, GIoU. Throws std::invalid_argument
+// where offsets, labels or query indices are out of range.
 template <typename T>
 void set_loss(const Predictions<T>& logits, const Predictions<T>& boxes, const PackedTargets& targets,
               const Matches& matches, const LossOptions& options, double* losses);
 
 // Writes the gradients of sum(upstream * losses): grad_logits [L,B,Q,C] and grad_boxes [L,B,Q,4], both contiguous.
+// Throws as set_loss() does.
 template <typename T>
 void set_loss_backward(const Predictions<T>& logits, const Predictions<T>& boxes, const PackedTargets& targets,
                        const Matches& matches, const LossOptions& options, const double* upstream, T* grad_logits,

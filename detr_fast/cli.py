@@ -11,49 +11,37 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detr_fast.info import describe
-from detr_fast.ops.dispatch import BackendError
+import detr_fast
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from detr_fast.training.config import TrainConfig
+    from detr_fast.training import TrainConfig
 
 CONFIGS = files("detr_fast.configs")
 DEMO_IMAGES = {"num_train": 6000, "num_val": 500}
 
+# Each command imports what it needs when it runs, so that --help and --version print at once.
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; its name comes first, ``--help`` explains the rest."""
+    """Run the command that the first argument names."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
-    if arguments == ["info"]:  # works without the extra that all else needs
-        print(describe())
+    if arguments == ["info"]:  # needs no package of the extra
+        _print_info()
         return
     try:
-        import detr_fast.training
+        sys.exit(_run_command(arguments))
     except ModuleNotFoundError as error:
+        if (error.name or "detr_fast").startswith("detr_fast"):
+            raise
         sys.exit(f"detr-fast: {error.name} is missing; install the extra: pip install 'detr_fast[train]'")
-    parser = _build_parser()
-    parsed = parser.parse_args(_with_packaged_configs(arguments))
-    try:
-        options = parser.instantiate(parsed)[parsed.subcommand]
-    except ValueError as error:  # a value that its class refuses
-        parser.error(str(error))
-    try:
-        sys.exit(COMMANDS[parsed.subcommand](options))
-    except detr_fast.training.Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(128 + stopped.signal)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (BackendError, *detr_fast.training.USER_ERRORS) as error:
-        sys.exit(f"detr-fast: {error}")
 
 
 def demo(options: Namespace) -> None:
-    """Generate pictures of shapes, train a small DETR on them, score and show it."""
+    """Train and evaluate a small DETR on generated images of shapes."""
     from detr_fast.data import make_shapes
 
     config = _train_config(options)
@@ -67,7 +55,7 @@ def train(options: Namespace) -> None:
 
 
 def evaluate(options: Namespace) -> None:
-    """Score a saved model on COCO-format data."""
+    """Evaluate a saved model on COCO-format data."""
     from detr_fast.training import evaluate_model
 
     arguments = {name: options[name] for name in ("batch_size", "num_workers", "mixed_precision")}
@@ -79,7 +67,7 @@ def evaluate(options: Namespace) -> None:
 
 
 def predict(options: Namespace) -> int:
-    """Draw what a saved model finds in pictures, and write it as JSON; 1 where a picture could not be read."""
+    """Detect objects in images and write drawings and a JSON file; the exit status is 1 if an image was unreadable."""
     from detr_fast.training import predict_files
 
     failures = predict_files(options.model, options.images, Path(options.output), threshold=options.threshold)
@@ -89,7 +77,7 @@ def predict(options: Namespace) -> int:
 
 
 def convert(options: Namespace) -> None:
-    """Convert a DETR's weights between the original's, Hugging Face's and MMDetection's formats."""
+    """Convert DETR weights between the formats of facebookresearch/detr, Hugging Face and MMDetection."""
     from detr_fast.models import convert_checkpoint
 
     print(
@@ -100,7 +88,7 @@ def convert(options: Namespace) -> None:
 
 
 def check_data(options: Namespace) -> int:
-    """Report every fault of a data set; 1 where there are any."""
+    """Report every fault of a data set; the exit status is 1 if there are any."""
     from detr_fast.data import check_dataset, count_faults, describe_counts
 
     faults = check_dataset(options.images, options.annotations)
@@ -111,8 +99,8 @@ def check_data(options: Namespace) -> int:
 
 
 def info(options: Namespace) -> None:
-    """Show versions, devices, and the backend of each hot path."""
-    print(describe())
+    """Show versions, devices, and the backend of each op."""
+    _print_info()
 
 
 COMMANDS = {
@@ -124,64 +112,97 @@ COMMANDS = {
     "check-data": check_data,
     "info": info,
 }
+CONTINUE = {"demo": "run the same command again", "train": "run the same command with --resume"}
 
 
-def _build_parser() -> ArgumentParser:
+def _run_command(arguments: Sequence[str]) -> int | str | None:
+    """Parse the arguments and run the command; returns the exit status, or a message for the status 1."""
+    command = next((argument for argument in arguments if argument in COMMANDS), None)
+    parser = _build_parser(command)
+    parsed = parser.parse_args(_with_packaged_configs(arguments))
+    from detr_fast.training import USER_ERRORS, Stopped
+
+    try:
+        options = parser.instantiate(parsed)[parsed.subcommand]
+    except ValueError as error:  # a class refused a value
+        parser.error(str(error))
+    try:
+        return COMMANDS[parsed.subcommand](options)
+    except Stopped as stopped:
+        print(f"{stopped}; to continue, {CONTINUE[parsed.subcommand]}", file=sys.stderr)
+        return 128 + stopped.signal
+    except KeyboardInterrupt:
+        return 130
+    except USER_ERRORS as error:
+        return f"detr-fast: {error}"
+
+
+def _build_parser(command: str | None) -> ArgumentParser:
+    """Build the parser, with the options of one command; those of the others would be imported in vain."""
     from jsonargparse import ArgumentParser
 
-    from detr_fast.training.config import TrainConfig
-
-    parser = ArgumentParser(prog="detr-fast", description="DETR with its hot paths as swappable, verified kernels")
+    parser = ArgumentParser(
+        prog="detr-fast",
+        description="DETR, and its hot paths as interchangeable, verified kernels",
+        version=detr_fast.__version__,
+        allow_abbrev=False,
+    )
     commands = parser.add_subcommands(required=True)
-    parsers = {}
-    for name, command in COMMANDS.items():
-        summary = (command.__doc__ or "").split(";")[0].rstrip(".")
-        parsers[name] = ArgumentParser(description=summary)
-        commands.add_subcommand(name, parsers[name], help=summary)
-
-    for name in ("demo", "train"):
-        parsers[name].add_argument("--config", action="config", help="a YAML file, or the name of one that is shipped")
-        parsers[name].add_class_arguments(TrainConfig, as_group=False)
-    parsers["demo"].default_config_files = [str(CONFIGS / "demo.yaml")]
-    parsers["train"].add_argument(
-        "--resume", action="store_true", help="go on from the last whole checkpoint in the output directory"
-    )
-
-    for name in ("eval", "predict"):
-        parsers[name].add_argument("--model", required=True, help="directory of a saved model, as runs/demo/model")
-    parsers["eval"].add_argument("--images", required=True, help="directory of the pictures")
-    parsers["eval"].add_argument("--annotations", required=True, help="COCO detection JSON")
-    parsers["eval"].add_argument("--batch_size", type=int, default=2, help="pictures in a batch, on each rank")
-    parsers["eval"].add_argument("--num_workers", type=int, default=2, help="processes that load pictures")
-    parsers["eval"].add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
-    parsers["eval"].add_argument("--output", help="a JSON file for the metrics")
-
-    parsers["predict"].add_argument("images", nargs="+", help="files, or directories of pictures")
-    parsers["predict"].add_argument("--output", default="predictions", help="directory of what is written")
-    parsers["predict"].add_argument("--threshold", type=float, default=0.5, help="the least score that is kept")
-
-    parsers["convert"].add_argument("source", help="a .pth or .safetensors file")
-    parsers["convert"].add_argument("target", help="a file, or for Hugging Face's formats a directory")
-    formats = ["original", "huggingface", "huggingface_timm", "mmdet2", "mmdet3"]
-    parsers["convert"].add_argument("--to", choices=formats, default="original", help="the format to write")
-    parsers["convert"].add_argument(
-        "--classes", type=int, choices=[80, 91], help="turn COCO's 91 raw ids into its 80 contiguous classes, or back"
-    )
-    parsers["convert"].add_argument("--num_heads", type=int, default=8, help="heads of the transformer")
-
-    parsers["check-data"].add_argument("--images", required=True, help="directory of the pictures")
-    parsers["check-data"].add_argument("--annotations", required=True, help="COCO detection JSON")
+    for name, function in COMMANDS.items():
+        summary = (function.__doc__ or "").split(";")[0].rstrip(".")
+        # An error prints the usage, which would otherwise list all options of train in 70 lines.
+        subparser = ArgumentParser(description=summary, usage=f"detr-fast {name} [options]", allow_abbrev=False)
+        if name == command:
+            _add_arguments(subparser, command)
+        commands.add_subcommand(name, subparser, help=summary)
     return parser
 
 
-def _with_packaged_configs(arguments: list[str]) -> list[str]:
-    """Let ``--config detr_r50`` name a configuration that is shipped with the package."""
+def _add_arguments(parser: ArgumentParser, command: str) -> None:
+    from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
+
+    add = parser.add_argument
+    if command in ("demo", "train"):
+        from detr_fast.training import TrainConfig
+
+        add("--config", action="config", help="a YAML file, or the name of a configuration of the package")
+        parser.add_class_arguments(TrainConfig, as_group=False)
+    if command == "demo":
+        parser.default_config_files = [str(CONFIGS / "demo.yaml")]
+    if command == "train":
+        add("--resume", action="store_true", help="continue from the last readable checkpoint in the output directory")
+    if command in ("eval", "predict"):
+        add("--model", required=True, help="directory of a saved model, for example runs/demo/model")
+    if command in ("eval", "check-data"):
+        add("--images", required=True, help="directory of the images")
+        add("--annotations", required=True, help="COCO detection JSON")
+    if command == "eval":
+        add("--batch_size", type=PositiveInt, default=2, help="images per batch on each rank")
+        add("--num_workers", type=NonNegativeInt, default=2, help="processes that load images on each rank")
+        add("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="precision of the model")
+        add("--output", help="a JSON file for the metrics")
+    if command == "predict":
+        add("images", nargs="+", help="image files, or directories of images")
+        add("--output", default="predictions", help="directory for the drawings and predictions.json")
+        add("--threshold", type=ClosedUnitInterval, default=0.5, help="minimum score of a detection")
+    if command == "convert":
+        add("source", help="a .pth or .safetensors file")
+        add("target", help="a file, or a directory for the formats of Hugging Face")
+        formats = ["original", "huggingface", "huggingface_timm", "mmdet2", "mmdet3"]
+        add("--to", choices=formats, default="original", help="format to write; original is facebookresearch/detr's")
+        convert_classes = "convert the class head between COCO's 91 raw ids and its 80 contiguous classes"
+        add("--classes", type=int, choices=[80, 91], help=convert_classes)
+        add("--num_heads", type=PositiveInt, default=8, help="attention heads of the transformer")
+
+
+def _with_packaged_configs(arguments: Sequence[str]) -> list[str]:
+    """Replace the name of a configuration of the package after ``--config`` by its path."""
     resolved = list(arguments)
-    for place, argument in enumerate(arguments):
+    for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         if option != "--config":
             continue
-        at = place if equals else place + 1
+        at = position if equals else position + 1
         name = value if equals else (arguments[at] if at < len(arguments) else "")
         shipped = CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
         if name and not Path(name).exists() and shipped.is_file():
@@ -190,7 +211,7 @@ def _with_packaged_configs(arguments: list[str]) -> list[str]:
 
 
 def _train_config(options: Namespace) -> TrainConfig:
-    from detr_fast.training.config import TrainConfig
+    from detr_fast.training import TrainConfig
 
     return TrainConfig(**{field.name: options[field.name] for field in fields(TrainConfig)})
 
@@ -202,6 +223,12 @@ def _run(config: TrainConfig, *, resume: bool) -> None:
     metrics = trainer.run()
     if trainer.accelerator.is_main_process:
         _print_metrics(metrics)
+
+
+def _print_info() -> None:
+    from detr_fast.info import describe
+
+    print(describe())
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Boxes drawn on pictures."""
+"""Drawing boxes on images."""
 
 from __future__ import annotations
 
@@ -8,23 +8,30 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-SMALLEST = 320  # pixels: a picture whose longer side is shorter is enlarged, so that its labels can be read
+MIN_SIZE = 320  # pixels: images whose longer side is shorter are enlarged, so that captions are legible
 
 
 def draw_boxes(
-    image: Image.Image,
-    boxes: Tensor,  # [n,4], xyxy in pixels
-    labels: Tensor,  # int64 [n]
-    names: Sequence[str],
-    scores: Tensor | None = None,  # [n]
+    image: Image.Image, boxes: Tensor, labels: Tensor, names: Sequence[str], scores: Tensor | None = None
 ) -> Image.Image:
-    """A copy of the picture with a frame, a name and maybe a score for each box; small pictures are enlarged."""
-    factor = max(1, -(-SMALLEST // max(image.size)))
+    """Draw boxes with captions on a copy of an image; a small image is enlarged.
+
+    Args:
+        image: The image.
+        boxes: Boxes [n,4], xyxy in pixels.
+        labels: Labels int64 [n].
+        names: Name of each label; a label without a name is drawn as a number.
+        scores: Scores [n] for the captions. Boxes of higher scores are drawn over those of lower scores.
+
+    Returns:
+        The drawing, RGB.
+    """
+    factor = max(1, -(-MIN_SIZE // max(image.size)))
     canvas = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(canvas)
     line = max(2, max(canvas.size) // 250)
     font = ImageFont.load_default(size=max(12, max(canvas.size) // 30))
-    order = range(len(boxes)) if scores is None else scores.argsort().tolist()  # the surest on top
+    order = range(len(boxes)) if scores is None else scores.argsort().tolist()
     for k in order:
         label = int(labels[k])
         color = _color(label)
@@ -51,6 +58,6 @@ def _caption(
 
 
 def _color(label: int) -> tuple[int, int, int]:
-    hue = (label * 0.618034) % 1.0  # the golden ratio keeps neighbours apart
+    hue = (label * 0.618034) % 1.0  # multiples of the golden ratio give successive labels distinct hues
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)

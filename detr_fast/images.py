@@ -1,4 +1,4 @@
-"""Pictures on their way into the network: reading, the size they are resized to, normalising and padding."""
+"""Images as inputs of the network: reading, the size after resizing, normalization and padding."""
 
 from __future__ import annotations
 
@@ -10,50 +10,59 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-MEAN = (
-    0.485,
-    0.456,
-    0.406,
-)  # of ImageNet's RGB values in [0,1], the numbers every torchvision backbone was trained with
+# Mean and standard deviation of the RGB values of ImageNet in [0,1], with which torchvision's backbones are trained.
+MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
 class ImageError(ValueError):
-    """A picture file cannot be read; the message names the file and the cause."""
+    """An image cannot be read; the message gives the file and the cause."""
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Decode a picture completely and return it as RGB, its pixels where the file stores them.
+    """Decode an image file completely and convert it to RGB.
 
-    An EXIF orientation is not applied: COCO boxes refer to the stored pixels. Sixteen-bit greys are scaled to eight
-    bits, transparency is dropped.
+    An EXIF orientation is not applied, since COCO boxes refer to the stored pixels. 16-bit grayscale values are scaled
+    to 8 bits, and transparency is dropped.
+
+    Args:
+        path: The image file.
 
     Raises:
-        ImageError: the file is missing, truncated, no picture, or larger than Pillow's decompression-bomb limit.
+        ImageError: The file is missing, truncated, not an image, or larger than Pillow's decompression bomb limit.
     """
     try:
         with Image.open(path) as image:
             return to_rgb(image)
-    except Exception as error:  # Pillow answers broken files with OSError, SyntaxError, ValueError, struct.error, ...
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for broken files
         raise ImageError(f"{path}: cannot read this image: {_cause(error)}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as RGB: sixteen-bit greys scaled to eight bits, transparency dropped."""
+    """Convert an image of any mode to RGB; 16-bit grayscale is scaled to 8 bits, and transparency is dropped."""
     if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint16) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        gray = np.asarray(image).astype(np.uint16) >> 8
+        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 def resize_shape(width: int, height: int, shorter: int, longest: int | None = None) -> tuple[int, int]:
-    """The (width, height) of a picture whose shorter side becomes ``shorter``, keeping its aspect ratio.
+    """Compute the size of an image after a resize that keeps its aspect ratio.
 
-    Where the longer side would exceed ``longest``, the shorter one is made as small as that takes. The rounding is
-    DETR's: the limited shorter side to the nearest integer, the longer side down. A picture so long that its shorter
-    side would vanish becomes ``longest`` pixels by one.
+    The shorter side becomes ``shorter``, or less if the longer side would exceed ``longest``. Sides are rounded as in
+    facebookresearch/detr: a limited shorter side to the nearest integer, the longer side down. If the shorter side
+    would become 0, the size is ``longest`` by 1.
+
+    Args:
+        width: Width of the image.
+        height: Height of the image.
+        shorter: Length of the shorter side after the resize.
+        longest: Maximum length of the longer side after the resize; None for no limit.
+
+    Returns:
+        (width, height) after the resize.
     """
     small, large = min(width, height), max(width, height)
     if longest is not None and large / small * shorter > longest:
@@ -68,21 +77,21 @@ def resize_shape(width: int, height: int, shorter: int, longest: int | None = No
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """An RGB picture as float32 [3,H,W], normalised with ImageNet's mean and standard deviation."""
+    """Convert an RGB image to float32 [3,H,W], normalized by the mean and standard deviation of ImageNet."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # uint8 [3,H,W]
     scaled = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     return scaled.sub_(torch.tensor(MEAN).view(3, 1, 1)).div_(torch.tensor(STD).view(3, 1, 1))
 
 
 def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stack pictures of any sizes, zeros to their right and below.
+    """Stack images of different sizes, padded with zeros on the right and at the bottom.
 
     Args:
-        images: B tensors [3,h,w] of one dtype and device.
+        images: B tensors [3,h,w] of the same dtype and device.
 
     Returns:
-        The batch [B,3,H,W], H and W being the largest h and w, and its mask, bool [B,H,W], True where it is padding.
-        Without images both have H = W = 0.
+        The batch [B,3,H,W], where H and W are the largest h and w, and its padding mask, bool [B,H,W], True where an
+        image is padded. Without images H = W = 0.
     """
     if not images:
         return torch.zeros(0, 3, 0, 0), torch.zeros(0, 0, 0, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What is installed, and which backend each hot path would take."""
+"""Installed versions, devices, and the backend of each op."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _describe_op(op: Op, device: torch.device) -> list[str]:
 
 
 def package_version(package: str) -> str:
-    """The installed version, or "not installed"."""
+    """Return the installed version of a package, or "not installed"."""
     try:
         return version(package)
     except PackageNotFoundError:

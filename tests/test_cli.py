@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import detr_fast
 from detr_fast import cli
 from detr_fast.data import make_shapes
 from detr_fast.ops.dispatch import OPS
@@ -177,6 +178,35 @@ def test_the_configuration_of_mmdetection_3_is_the_preset(monkeypatch):
     assert built[0].loss == LossWeights.mmdet3()
     assert built[0].match == MatchWeights.mmdet3() == MatchWeights(giou_eps=1e-6, box_scale=1333.0)
     assert MatchWeights.mmdet2().l1_format == "xyxy"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--data.batch_size", "0", "data.batch_size must be at least 1, got 0"),
+        ("--data.num_workers", "-1", "data.num_workers must be at least 0, got -1"),
+        ("--optim.accumulate", "0", "optim.accumulate must be at least 1, got 0"),
+        ("--optim.ema_decay", "1", "optim.ema_decay must be at least 0 and below 1, got 1"),
+        ("--epochs", "0", "epochs must be at least 1, got 0"),
+        ("--epoch", "3", "unrecognized arguments: --epoch 3"),
+    ],
+)
+def test_numbers_out_of_range_and_abbreviations_are_refused(shapes, tmp_path, option, value, message, capsys):
+    output = tmp_path / "run"
+    error = _error(["train", *_data(shapes), *MODEL, "--output", str(output), option, value], capsys)
+    assert message in error
+    assert error.count("\n") < 5  # without the list of all options
+    assert not output.exists()
+
+
+def test_the_version_is_printed(capsys):
+    assert _exit_code(["--version"]) == 0
+    assert capsys.readouterr().out == f"detr-fast {detr_fast.__version__}\n"
+
+
+def test_the_directory_of_a_run_hints_at_its_model(run, capsys):
+    message = _error(["predict", str(run), "--model", str(run)], capsys)
+    assert "did you mean its subdirectory model/?" in message
 
 
 def test_missing_model(tmp_path, capsys):

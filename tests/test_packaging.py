@@ -56,7 +56,8 @@ def test_wheel_imports_from_anywhere(unpacked, directory):
 import sys; sys.path[:] = [p for p in sys.path if p not in ("", ROOT_PATH)]
 import numpy as np, detr_fast, detr_fast.kernels.match_cost, detr_fast._C
 from importlib.resources import files
-print(detr_fast.__file__, detr_fast._C.__file__, detr_fast.kernels.match_cost.__file__, files("detr_fast.configs") / "demo.yaml")
+print(detr_fast.__file__, detr_fast._C.__file__, detr_fast.kernels.match_cost.__file__)
+print(files("detr_fast.configs") / "demo.yaml")
 assert detr_fast.ops.linear_sum_assignment(np.eye(2))[1].tolist() == [1, 0]
 """.replace("ROOT_PATH", repr(str(ROOT)))
     for path in _run(code, unpacked, directory).split():

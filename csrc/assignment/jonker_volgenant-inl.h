@@ -55,7 +55,7 @@ class JonkerVolgenant {
 
   // Returns false where it gives up: a cost is NaN or -inf, no assignment exists, or there are so many ties that the
   // answer could not be proved unique.
-  bool solve(const Assignment& out) {
+  DETR_FAST_NOINLINE bool solve(const Assignment& out) {
     for (int64_t i = 0; i < n_; ++i) row_dual_[i] = 0;
     const bool valid = wide_ ? find_range() : free_.start();
     if (!valid) return false;
@@ -109,7 +109,7 @@ class JonkerVolgenant {
   }
 
   // Wide form: reads the matrix once for its range. Returns false where a cost is NaN or -inf.
-  bool find_range() {
+  DETR_FAST_NOINLINE bool find_range() {
     constexpr int64_t kWidth = Pack<double>::kWidth;
     const Pack<double> forbidden = Pack<double>::fill(kInfinity), none = Pack<double>::fill(-kInfinity);
     Pack<double> low = forbidden, high = none;
@@ -147,7 +147,7 @@ class JonkerVolgenant {
   }
 
   // The same where the assigned columns are copied.
-  void assign_row_minima_to_free() {
+  DETR_FAST_NOINLINE void assign_row_minima_to_free() {
     for (int64_t k = 0; k < n_ * pitch_; ++k) copy_[k] = static_cast<T>(kInfinity);
     lowest_ = free_.lowest();
     for (int64_t i = 0; i < n_; ++i) {
@@ -165,7 +165,7 @@ class JonkerVolgenant {
 
   // Column reduction, from an empty assignment: the dual of each column becomes its least cost, and the row of that
   // cost is assigned the column if it has none yet.
-  void reduce_columns() {
+  DETR_FAST_NOINLINE void reduce_columns() {
     for (int64_t k = 0; k < n_; ++k) {
       column_dual_[k] = kInfinity;
       index_of_row_[k] = row_of_index_[k] = kNone;
@@ -204,7 +204,7 @@ class JonkerVolgenant {
   }
 
   // Augmenting row reduction of every unassigned row, within a number of steps.
-  void reduce_augmenting_rows() {
+  DETR_FAST_NOINLINE void reduce_augmenting_rows() {
     int64_t steps = kStepsPerRow * n_, still_unassigned = 0;
     for (int64_t k = 0; k < num_unassigned_ && !too_many_ties(); ++k) {
       int64_t row = unassigned_[k];
@@ -248,7 +248,7 @@ class JonkerVolgenant {
 
   // Augmentation along a shortest path from an unassigned row to an unassigned column. Returns false where there is
   // no path.
-  bool augment(int64_t start) {
+  DETR_FAST_NOINLINE bool augment(int64_t start) {
     row_dual_[start] = 0;
     int64_t row = start, visits = 0, index = kNone, free_visit = kNone;
     double reached = 0, dual = 0, nearest_free = kInfinity;

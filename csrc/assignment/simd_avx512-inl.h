@@ -1,8 +1,10 @@
 // Vectors of 64 bytes. A comparison gives one bit a lane.
 // It has no include guard: simd-inl.h, the only file to include it, has one.
 
+#ifndef __clang__
 #pragma GCC diagnostic ignored "-Wuninitialized"  // in GCC's own header, of undefined vectors that are masked out
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 #include <cstdint>

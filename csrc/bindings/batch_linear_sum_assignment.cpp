@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -12,11 +13,30 @@
 namespace detr_fast {
 namespace {
 
+void check(const py::array& cost, const std::vector<int64_t>& sizes, int64_t groups) {
+  if (cost.ndim() != 3) throw py::value_error("cost must be [L,T,Q], got " + describe_shape(cost));
+  require_aligned(cost, "cost");
+  int64_t left = cost.shape(1);  // subtracted from, so that no sum can overflow
+  bool fits = true;
+  for (const int64_t size : sizes) {
+    fits = fits && size >= 0 && size <= left;
+    left -= fits ? size : 0;
+  }
+  if (!fits || left != 0) {
+    throw py::value_error("cost must be [L,T,Q] with T the sum of the sizes, got " + describe_shape(cost));
+  }
+  if (groups < 1 || cost.shape(2) % groups != 0) {
+    throw py::value_error(std::to_string(cost.shape(2)) + " queries cannot be divided into " + std::to_string(groups) +
+                          " groups");
+  }
+}
+
 // cost [L,T,Q], sizes [B] whose sum is T -> queries [L,G,T], target duals [L,G,T] and query duals [L,B,Q] or None,
 // failures [(whether invalid, layer, image, target or -1)].
 template <typename T>
 py::tuple solve_batch(const py::array_t<T>& cost, std::vector<int64_t> sizes, int64_t groups, int num_threads,
                       bool with_duals) {
+  check(cost, sizes, groups);
   const py::ssize_t layers = cost.shape(0), targets = cost.shape(1), queries = cost.shape(2);
   const auto images = static_cast<py::ssize_t>(sizes.size());
   Array<int64_t> query({layers, static_cast<py::ssize_t>(groups), targets});

@@ -12,12 +12,11 @@ namespace {
 template <typename T>
 Array<T> cost(const py::array_t<T>& logits, const py::array_t<T>& boxes, const Array<int64_t>& labels,
               const Array<float>& target_boxes, const Array<int32_t>& offsets, const MatchOptions& options) {
-  const Predictions<T> logits_view = predictions_of(logits), boxes_view = predictions_of(boxes);
-  const PackedTargets targets = targets_of(labels, target_boxes, offsets);
+  const Batch<T> batch(logits, boxes, labels, target_boxes, offsets);
   Array<T> result({logits.shape(0), labels.shape(0), logits.shape(2)});
   T* data = result.mutable_data();
   py::gil_scoped_release unlocked;
-  match_cost(logits_view, boxes_view, targets, options, data);
+  match_cost(batch.logits, batch.boxes, batch.targets, options, data);
   return result;
 }
 

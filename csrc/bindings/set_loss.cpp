@@ -3,31 +3,33 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
 
 namespace detr_fast {
 namespace {
 
-Matches matches_of(const Array<int64_t>& query, int64_t queries) {
-  const int64_t* data = query.data();
-  for (py::ssize_t i = 0; i < query.size(); ++i) {
-    if (data[i] >= queries) throw py::value_error("query_index holds an index that is not below the number of queries");
+Matches matches_of(const Array<int64_t>& query, py::ssize_t layers, py::ssize_t targets) {
+  if (query.ndim() != 3 || query.shape(0) != layers || query.shape(2) != targets) {
+    throw py::value_error("query_index must be [L,G,T] with L=" + std::to_string(layers) +
+                          " and T=" + std::to_string(targets) + ", got " + describe_shape(query));
   }
-  return {data, query.shape(1)};
+  require_aligned(query, "query_index");
+  return {query.data(), query.shape(1)};
 }
 
 template <typename T>
 Array<double> losses(const py::array_t<T>& logits, const py::array_t<T>& boxes, const Array<int64_t>& labels,
                      const Array<float>& target_boxes, const Array<int32_t>& offsets, const Array<int64_t>& query,
                      const LossOptions& options) {
-  const Predictions<T> logits_view = predictions_of(logits), boxes_view = predictions_of(boxes);
-  const PackedTargets targets = targets_of(labels, target_boxes, offsets);
-  const Matches matches = matches_of(query, logits.shape(2));
+  const Batch<T> batch(logits, boxes, labels, target_boxes, offsets);
+  const Matches matches = matches_of(query, logits.shape(0), labels.shape(0));
   Array<double> result({py::ssize_t{3}, logits.shape(0)});
   double* data = result.mutable_data();
   py::gil_scoped_release unlocked;
-  set_loss(logits_view, boxes_view, targets, matches, options, data);
+  set_loss(batch.logits, batch.boxes, batch.targets, matches, options, data);
   return result;
 }
 
@@ -35,15 +37,17 @@ template <typename T>
 py::tuple gradients(const py::array_t<T>& logits, const py::array_t<T>& boxes, const Array<int64_t>& labels,
                     const Array<float>& target_boxes, const Array<int32_t>& offsets, const Array<int64_t>& query,
                     const LossOptions& options, const Array<double>& upstream) {
-  const Predictions<T> logits_view = predictions_of(logits), boxes_view = predictions_of(boxes);
-  const PackedTargets targets = targets_of(labels, target_boxes, offsets);
-  const Matches matches = matches_of(query, logits.shape(2));
+  const Batch<T> batch(logits, boxes, labels, target_boxes, offsets);
+  const Matches matches = matches_of(query, logits.shape(0), labels.shape(0));
+  require_shape(upstream, {3, logits.shape(0)}, "upstream must be [3,L] with L=" + std::to_string(logits.shape(0)));
+  require_aligned(upstream, "upstream");
   Array<T> grad_logits({logits.shape(0), logits.shape(1), logits.shape(2), logits.shape(3)});
   Array<T> grad_boxes({boxes.shape(0), boxes.shape(1), boxes.shape(2), boxes.shape(3)});
   T *logits_data = grad_logits.mutable_data(), *boxes_data = grad_boxes.mutable_data();
   {
     py::gil_scoped_release unlocked;
-    set_loss_backward(logits_view, boxes_view, targets, matches, options, upstream.data(), logits_data, boxes_data);
+    set_loss_backward(batch.logits, batch.boxes, batch.targets, matches, options, upstream.data(), logits_data,
+                      boxes_data);
   }
   return py::make_tuple(grad_logits, grad_boxes);
 }

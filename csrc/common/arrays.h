@@ -22,7 +22,7 @@ struct PackedTargets {
   const int64_t* labels;   // [T]
   const float* boxes;      // [T,4], cxcywh
   const int32_t* offsets;  // [B+1]
-  int64_t count;           // T
+  int64_t count, images;   // T, B
 };
 
 }  // namespace detr_fast

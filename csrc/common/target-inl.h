@@ -23,6 +23,9 @@
 // Small functions are inlined into the loops that call them, so that the loops become vector code.
 #define DETR_FAST_INLINE inline __attribute__((always_inline))
 
+// Steps of an algorithm stay functions, so that each has its own registers, however large the file becomes.
+#define DETR_FAST_NOINLINE __attribute__((noinline))
+
 #define DETR_FAST_PRAGMA(text) _Pragma(#text)
 
 // Only what lies between the two is compiled for these instructions: code that is shared with other files must run on

@@ -6,7 +6,8 @@
 
 namespace detr_fast {
 
-Status solve_plainly(const std::vector<double>& cost, int64_t rows, int64_t cols, std::vector<int64_t>* column_of_row) {
+Status solve_reference(const std::vector<double>& cost, int64_t rows, int64_t cols,
+                       std::vector<int64_t>* column_of_row) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   for (const double value : cost) {
     if (std::isnan(value) || value == -kInfinity) return Status::kInvalid;
@@ -23,7 +24,7 @@ Status solve_plainly(const std::vector<double>& cost, int64_t rows, int64_t cols
     while (sink == kNone) {
       visited_rows.push_back(row);
       double nearest = kInfinity;
-      size_t place = 0;
+      size_t best = 0;
       for (size_t k = 0; k < open.size(); ++k) {
         const int64_t j = open[k];
         const double through = reached + cost[row * cols + j] - u[row] - v[j];
@@ -33,13 +34,13 @@ Status solve_plainly(const std::vector<double>& cost, int64_t rows, int64_t cols
         }
         if (distance[j] < nearest || (distance[j] == nearest && row_of_column[j] == kNone)) {
           nearest = distance[j];
-          place = k;
+          best = k;
         }
       }
       if (nearest == kInfinity) return Status::kInfeasible;
       reached = nearest;
-      const int64_t col = open[place];
-      open[place] = open.back();
+      const int64_t col = open[best];
+      open[best] = open.back();
       open.pop_back();
       closed.push_back(col);
       row = row_of_column[col];

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import cache
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +17,17 @@ from detr_fast.ops.boxes import compute_dtype
 from detr_fast.ops.linear_sum_assignment import as_float_matrix
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import LossWeights, MatchWeights
+
+_not_built: str | None = None
+if TYPE_CHECKING:
+    import detr_fast._C as _C
+else:  # without an import statement, which import-linter takes for one of the package
+    try:
+        _C = import_module("detr_fast._C")
+    except ImportError as error:
+        _not_built = (
+            f"the extension is not built ({error}); install the package with pip (in a source tree: pip install -e .)"
+        )
 
 _FROM_ANY_DEVICE = ("linear_sum_assignment", "batch_linear_sum_assignment")  # these copy their arguments to the host
 
@@ -31,7 +41,7 @@ def unavailable(op: str, device: torch.device) -> str | None:
     """Return why the extension cannot run on ``device``, None where it can."""
     if device.type != "cpu" and op not in _FROM_ANY_DEVICE:
         return "it runs on the CPU only"
-    return _not_built()
+    return _not_built
 
 
 def automatic(device: torch.device) -> bool:
@@ -44,28 +54,13 @@ def load(op: str) -> ModuleType:
     return sys.modules[__name__]
 
 
-@cache
-def _not_built() -> str | None:
-    try:
-        _extension()
-    except ImportError as error:
-        return (
-            f"the extension is not built ({error}); install the package with pip (in a source tree: pip install -e .)"
-        )
-    return None
-
-
-@cache
-def _extension() -> Any:
-    return import_module("detr_fast._C")
-
-
 def linear_sum_assignment(cost_matrix: Any, maximize: bool) -> tuple[np.ndarray, np.ndarray]:
     """Solve one matrix [N,M]."""
-    answer = None if maximize else _extension().solve(cost_matrix)  # which takes arrays of floats only
+    answer = None if maximize else _C.solve(cost_matrix)  # which takes arrays of floats only
     if answer is None:
         array = as_float_matrix(cost_matrix)
-        answer = _extension().solve(-array if maximize else array)
+        answer = _C.solve(-array if maximize else array)
+        assert answer is not None  # it takes every matrix of floats
     return answer
 
 
@@ -76,14 +71,13 @@ def batch_linear_sum_assignment(
     """Solve every problem of [L,T,Q]."""
     if cost.dtype not in (np.float32, np.float64):
         cost = cost.astype(np.float64)
-    index, u, v, failures = _extension().solve_batch(cost, sizes, groups, num_threads, return_duals)
+    index, u, v, failures = _C.solve_batch(cost, sizes, groups, num_threads, return_duals)
     return index, u, v, [describe_failure(*failure) for failure in failures]
 
 
 def match_cost(logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWeights) -> Tensor:
     """Compute the matching cost [L,T,Q]."""
-    targets.check_label_values(logits.shape[3] - (weights.class_cost == "softmax"))
-    options = _extension().MatchOptions(
+    options = _C.MatchOptions(
         focal=weights.class_cost == "focal",
         corners=weights.l1_format == "xyxy",
         cost_class=weights.cost_class,
@@ -95,7 +89,7 @@ def match_cost(logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWe
         giou_eps=weights.giou_eps,
         box_scale=weights.box_scale,
     )
-    return torch.from_numpy(_extension().match_cost(*_arrays(logits, boxes, targets), options))
+    return torch.from_numpy(_C.match_cost(*_arrays(logits, boxes, targets), options))
 
 
 def set_loss(
@@ -109,7 +103,7 @@ def set_loss(
 ) -> tuple[Tensor, Tensor]:
     """Compute the losses of each layer [3,L] and their weighted sum []."""
     dtype = compute_dtype(logits, boxes)
-    sums = torch.from_numpy(_extension().set_loss(*_loss_arguments(logits, boxes, targets, query_index, weights)))
+    sums = torch.from_numpy(_C.set_loss(*_loss_arguments(logits, boxes, targets, query_index, weights)))
     losses = sums.to(dtype) / _divisors(weights, num_boxes, class_normalizer, dtype)
     return losses, weights.weighted_sum(losses)
 
@@ -132,16 +126,15 @@ def set_loss_backward(
         upstream = upstream + torch.tensor(weights.loss_weights, dtype=torch.float64)[:, None] * grad_total
     upstream = upstream / _divisors(weights, num_boxes, class_normalizer, torch.float64)
     arguments = _loss_arguments(logits, boxes, targets, query_index, weights)
-    grad_logits, grad_boxes = _extension().set_loss_backward(*arguments, upstream.contiguous().numpy())
+    grad_logits, grad_boxes = _C.set_loss_backward(*arguments, upstream.contiguous().numpy())
     return torch.from_numpy(grad_logits).to(logits.dtype), torch.from_numpy(grad_boxes).to(boxes.dtype)
 
 
 def _loss_arguments(
     logits: Tensor, boxes: Tensor, targets: Targets, query_index: Tensor, weights: LossWeights
-) -> tuple[Any, ...]:
-    targets.check_label_values(logits.shape[3] - (weights.class_loss == "softmax"))
-    options = _extension().LossOptions(
-        class_loss=getattr(_extension().ClassLoss, weights.class_loss),
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, _C.LossOptions]:
+    options = _C.LossOptions(
+        class_loss=getattr(_C.ClassLoss, weights.class_loss),
         no_object=weights.no_object,
         focal_alpha=weights.focal_alpha,
         focal_gamma=weights.focal_gamma,
@@ -151,7 +144,9 @@ def _loss_arguments(
     return *_arrays(logits, boxes, targets), query_index.contiguous().numpy(), options
 
 
-def _arrays(logits: Tensor, boxes: Tensor, targets: Targets) -> tuple[np.ndarray, ...]:
+def _arrays(
+    logits: Tensor, boxes: Tensor, targets: Targets
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return logits, boxes, labels, target boxes and offsets for the extension."""
     dtype = compute_dtype(logits, boxes)
     labels, target_boxes = targets.labels.contiguous().numpy(), targets.boxes.contiguous().numpy()

@@ -1,4 +1,4 @@
-"""What a DETR is built of, read from its state dict or from a configuration of Hugging Face's, and written as one."""
+"""The architecture of a DETR, inferred from a state dict, and converted from and to Hugging Face configurations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# Blocks of each stage, and whether they are bottlenecks.
+# Number of blocks of each stage, and whether they are bottlenecks.
 _RESNETS = {
     "resnet18": ([2, 2, 2, 2], False),
     "resnet34": ([3, 4, 6, 3], False),
@@ -29,16 +29,19 @@ _RESNETS = {
 def build_from_weights(
     build: Callable[..., Model], path: Path, given: Mapping[str, Any], config: Mapping[str, Any] | None = None
 ) -> Model:
-    """Build the DETR that a file's weights are of, and load them; in evaluation mode.
+    """Build a DETR of the architecture of a file's weights, and load them.
 
     Args:
-        build: :class:`DETR`.
-        path: as for :func:`read_state_dict`.
-        given: arguments that go before all else.
-        config: :func:`from_huggingface_config`, which goes before what the weights show.
+        build: The class :class:`~detr_fast.models.DETR`.
+        path: A file as for :func:`read_state_dict`.
+        given: Arguments of ``build``, which take precedence over all others.
+        config: The result of :func:`from_huggingface_config`, which takes precedence over what the weights imply.
+
+    Returns:
+        The model in evaluation mode.
 
     Raises:
-        CheckpointError: the file cannot be read, or is no DETR's.
+        CheckpointError: The file cannot be read, or does not contain the weights of a DETR.
     """
     state_dict = to_original(read_state_dict(path))
     arguments = architecture_of(state_dict, given.get("backbone"))
@@ -46,30 +49,31 @@ def build_from_weights(
     if config.pop("dilated", False):
         arguments["backbone"] += "_dc5"
     if given.get("num_classes", arguments["num_classes"]) != len(config.get("categories") or ()):
-        config.pop("categories", None)  # they name other classes
+        config.pop("categories", None)  # they are the names of other classes
     model = build(**(arguments | config | dict(given)))
     load_weights(model, state_dict)
     return model.eval()
 
 
 def architecture_of(state_dict: Mapping[str, Tensor], backbone: Any = None) -> dict[str, Any]:
-    """The arguments of the :class:`DETR` that has these weights.
+    """Infer the arguments of :class:`~detr_fast.models.DETR` from weights.
 
-    What weights don't show is left out: the number of heads, dropout, and whether the last stage is dilated.
+    Weights do not determine the number of heads, the dropout, and whether the last stage is dilated; these arguments
+    are left out.
 
     Args:
-        state_dict: with the original's names.
-        backbone: the network where it is known; None to tell it by the weights.
+        state_dict: Weights with the names of facebookresearch/detr.
+        backbone: The backbone; None to infer it from the weights.
 
     Raises:
-        CheckpointError: the weights are no DETR's, or of a backbone we don't have.
+        CheckpointError: The weights are not those of a DETR, or their backbone is unknown.
     """
     try:
         queries, width = state_dict["query_embed.weight"].shape
         num_classes = state_dict["class_embed.bias"].shape[0] - 1
         hidden = state_dict["transformer.decoder.layers.0.linear1.bias"].shape[0]
     except KeyError as error:
-        raise CheckpointError(f"the checkpoint is no DETR's: it has no {error}") from None
+        raise CheckpointError(f"the checkpoint is not one of a DETR: it has no {error}") from None
     return {
         "num_classes": num_classes,
         "backbone": _backbone_of(state_dict) if backbone is None else backbone,
@@ -84,12 +88,12 @@ def architecture_of(state_dict: Mapping[str, Tensor], backbone: Any = None) -> d
 
 
 def from_huggingface_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a configuration of transformers' DETR says beyond its weights, as arguments of :class:`DETR`."""
+    """Convert the parts of a transformers configuration that weights do not determine to arguments of ``DETR``."""
     names = config.get("id2label") or {}
     if config.get("auxiliary_loss"):
         logger.warning(
-            "with auxiliary_loss=True transformers' DETR normalises between its decoder layers, which the original's "
-            "and this one don't; with weights trained that way their predictions differ"
+            "with auxiliary_loss=True the DETR of transformers normalizes between its decoder layers, unlike "
+            "facebookresearch/detr and this library; predictions of weights that were trained that way differ"
         )
     return {
         "num_heads": config.get("encoder_attention_heads", 8),
@@ -100,16 +104,21 @@ def from_huggingface_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_huggingface_config(arguments: Mapping[str, Any], num_heads: int, *, timm: bool) -> dict[str, Any]:
-    """A configuration with which transformers builds the DETR of these arguments of :class:`DETR`.
+    """Build the configuration of transformers' DETR for arguments of :class:`~detr_fast.models.DETR`.
+
+    Args:
+        arguments: As :func:`architecture_of` returns them.
+        num_heads: Number of attention heads.
+        timm: Whether the backbone is timm's ResNet instead of that of transformers.
 
     Raises:
-        CheckpointError: transformers has no such DETR.
+        CheckpointError: transformers does not support this architecture.
     """
     backbone = arguments["backbone"]
     if arguments["pre_norm"] or backbone not in _RESNETS:
         raise CheckpointError(
-            "Hugging Face's DETR has layers that normalise afterwards, and a ResNet-18, -34, -50 or -101; "
-            f"this one has pre_norm={arguments['pre_norm']} and backbone={backbone!r}"
+            "the DETR of transformers supports pre_norm=False and the backbones resnet18, resnet34, resnet50 and "
+            f"resnet101; this one has pre_norm={arguments['pre_norm']} and backbone={backbone!r}"
         )
     depths, bottleneck = _RESNETS[backbone]
     resnet = {
@@ -128,7 +137,7 @@ def to_huggingface_config(arguments: Mapping[str, Any], num_heads: int, *, timm:
         "backbone_config": through_timm if timm else resnet,
         "use_timm_backbone": timm,
         "use_pretrained_backbone": False,
-        "auxiliary_loss": False,  # with it transformers normalises between decoder layers, another network
+        "auxiliary_loss": False,  # with True transformers normalizes between decoder layers, which is another network
         "d_model": arguments["hidden_dim"],
         "num_queries": arguments["num_queries"],
         "position_embedding_type": arguments["position_encoding"],
@@ -151,12 +160,12 @@ def _backbone_of(state_dict: Mapping[str, Tensor]) -> str:
             return name
     kind = "bottleneck" if bottleneck else "basic"
     raise CheckpointError(
-        f"the checkpoint's backbone has stages of {depths} {kind} blocks; known are "
+        f"the stages of the checkpoint's backbone have {depths} {kind} blocks; known are "
         + ", ".join(f"{name} {depths}" for name, (depths, _) in _RESNETS.items())
-        + "; build the DETR yourself and use load_weights"
+        + "; for another backbone, build the DETR and call load_weights"
     )
 
 
 def _count(state_dict: Mapping[str, Tensor], pattern: str) -> int:
-    """How many different numbers follow a prefix."""
+    """Count the distinct numbers that the pattern matches."""
     return len({match[1] for name in state_dict if (match := re.match(pattern, name))})

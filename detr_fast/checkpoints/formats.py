@@ -1,8 +1,8 @@
-"""State dicts of other people's DETRs: recognised, renamed to the original's keys, and back.
+"""Conversion of state dicts between the parameter names of DETR implementations.
 
-The originals are those of facebookresearch/detr, which are this library's own. Hugging Face's come in two spellings of
-the backbone (its own ResNet's and timm's) and two generations of names, MMDetection's from its versions 2 and 3, the
-former with the heads of before and after 2.15.
+The format "original" has the names of facebookresearch/detr, which this library uses. There are two formats of Hugging
+Face, whose backbones have the names of its own ResNet or of timm's, each in two generations of names; and two formats
+of MMDetection, of its versions 2 and 3, the former with the heads before and after 2.15.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from detr_fast.checkpoints.state_dict import CheckpointError, shorten
 
 Format = Literal["original", "huggingface", "huggingface_timm", "mmdet2", "mmdet3"]
 StateDict = Mapping[str, Tensor]
-Rules = tuple[tuple[str, str], ...]  # the original's name and theirs; {} is a number
+Rules = tuple[tuple[str, str], ...]  # prefixes of names: of facebookresearch/detr, and of the format; {} is a number
 
-# COCO's 80 classes among the original's 92 rows, which go by raw category id; the last is no-object.
+# The rows of COCO's 80 classes among the 92 of facebookresearch/detr, which are raw category ids and no-object.
 COCO_ROWS = [*range(1, 12), *range(13, 26), 27, 28, *range(31, 45), *range(46, 66), 67, 70, *range(72, 83)]
 COCO_ROWS += [*range(84, 91), 91]
-ABSENT = -1e4  # bias of a class that never occurs: its probability is 0, in half precision too
+ABSENT = -1e4  # bias of a class that does not occur: its probability is 0 even in half precision
 
 _CLASS_HEAD = ("class_embed.weight", "class_embed.bias")
 _BODY = "backbone.0.body."
@@ -32,12 +32,12 @@ _ENCODER, _DECODER = "transformer.encoder.layers.{}.", "transformer.decoder.laye
 
 
 def _layers(encoder: str, decoder: str, names: Mapping[str, str]) -> Rules:
-    """Rules of the transformer's layers; names as "encoder linear1" to theirs."""
+    """Build rules for the layers from names such as "encoder linear1" and the names of the format."""
     rules = []
-    for name, theirs in names.items():
-        part, own = name.split()
+    for name, renamed in names.items():
+        part, original = name.split()
         prefixes = (_ENCODER, encoder) if part == "encoder" else (_DECODER, decoder)
-        rules.append((prefixes[0] + own, prefixes[1] + theirs))
+        rules.append((prefixes[0] + original, prefixes[1] + renamed))
     return tuple(rules)
 
 
@@ -86,8 +86,8 @@ _MMDET_PARTS = {
 
 def _mmdet(prefix: str, input_proj: str, query: str, self_attn: str, cross_attn: str, ffn: str) -> Rules:
     parts = {
-        name: theirs.format(self_attn=self_attn, cross_attn=cross_attn, ffn=ffn)
-        for name, theirs in _MMDET_PARTS.items()
+        name: renamed.format(self_attn=self_attn, cross_attn=cross_attn, ffn=ffn)
+        for name, renamed in _MMDET_PARTS.items()
     }
     return (
         (_BODY.rstrip("."), "backbone"),
@@ -117,7 +117,7 @@ RULES: dict[str, Rules] = {
     "mmdet2": _mmdet(*_MMDET2, "attentions.0", "attentions.1", "ffns.0"),
     "mmdet3": _mmdet("", "neck.convs.0.conv", "query_embedding", "self_attn", "cross_attn", "ffn"),
 }
-# Names that changed from one release to another, brought to the ones in RULES.
+# Replacements that turn the names of other releases into those of RULES.
 _NEWER_HF = (
     (r"^model\.backbone\.model\.", _HF_BODY),
     (r"_attn\.o_proj\.", "_attn.out_proj."),
@@ -132,11 +132,14 @@ _OLDER_MMDET2 = (
 _ATTENTION = r"^(.*_attn)\.([qkv])_proj\.(weight|bias)$"
 
 
-def recognise(names: Iterable[str]) -> Format:
-    """Whose DETR has parameters of these names.
+def recognize_format(names: Iterable[str]) -> Format:
+    """Recognize the format of a state dict by its parameter names.
+
+    Args:
+        names: The parameter names.
 
     Raises:
-        CheckpointError: nobody's that is known.
+        CheckpointError: The format is unknown.
     """
     names = list(names)
     for found, pattern in (
@@ -149,19 +152,25 @@ def recognise(names: Iterable[str]) -> Format:
         if any(re.match(pattern, name) for name in names):
             return found  # type: ignore[return-value]
     raise CheckpointError(
-        "the checkpoint is no DETR of the original, of Hugging Face or of MMDetection: there is no class head "
+        "the checkpoint is not a DETR of facebookresearch/detr, Hugging Face or MMDetection: there is no class head "
         f"(class_embed, class_labels_classifier or bbox_head.fc_cls) among its names {shorten(names)}"
     )
 
 
 def to_original(state_dict: StateDict) -> dict[str, Tensor]:
-    """A DETR's state dict with the original's names, whoever's it was.
+    """Rename the state dict of a DETR from any format to the names of facebookresearch/detr.
+
+    Args:
+        state_dict: The weights in a format that :func:`recognize_format` knows.
+
+    Returns:
+        The weights by the names of facebookresearch/detr.
 
     Raises:
-        CheckpointError: nobody's that is known, or names are left over; the message lists them.
+        CheckpointError: The format is unknown, or some names are; the message lists them.
     """
-    found = recognise(state_dict)
-    # Counters of batch norms that are frozen say nothing.
+    found = recognize_format(state_dict)
+    # Frozen batch norms do not use the number of batches.
     given = {name: tensor for name, tensor in state_dict.items() if not name.endswith(".num_batches_tracked")}
     if found == "original":
         return given
@@ -170,46 +179,55 @@ def to_original(state_dict: StateDict) -> dict[str, Tensor]:
         given = {re.sub(pattern, replacement, name): tensor for name, tensor in given.items()}
     if found.startswith("huggingface"):
         given = _join_projections(given)
-    renamed = {name: _rename(name, found, to_theirs=False) for name in given}
-    left = [name for name, own in renamed.items() if own is None]
-    if left:
-        raise CheckpointError(f"{len(left)} names have no place in a DETR ({found}): {shorten(left)}")
+    renamed = {name: _rename(name, found, from_original=False) for name in given}
+    unknown = [name for name, original in renamed.items() if original is None]
+    if unknown:
+        raise CheckpointError(f"{len(unknown)} names are not part of a DETR ({found}): {shorten(unknown)}")
     return {str(renamed[name]): tensor for name, tensor in given.items()}
 
 
 def from_original(state_dict: StateDict, to: Format) -> dict[str, Tensor]:
-    """The opposite of :func:`to_original`; Hugging Face's older names, which all its releases read.
+    """Rename the state dict of a DETR from the names of facebookresearch/detr to a format.
+
+    The formats of Hugging Face are written with their older names, which all releases of transformers read.
+
+    Args:
+        state_dict: The weights by the names of facebookresearch/detr.
+        to: The format.
+
+    Returns:
+        The weights by the names of the format.
 
     Raises:
-        CheckpointError: the format has no place for some of the names; the message lists them.
+        CheckpointError: The format has no equivalent of some names; the message lists them.
     """
     if to == "original":
         return dict(state_dict)
-    renamed = {name: _rename(name, to, to_theirs=True) for name in state_dict}
-    left = [name for name, theirs in renamed.items() if theirs is None]
-    if left:
-        raise CheckpointError(f"{len(left)} names have no place in the format {to!r}: {shorten(left)}")
+    renamed = {name: _rename(name, to, from_original=True) for name in state_dict}
+    unknown = [name for name, converted in renamed.items() if converted is None]
+    if unknown:
+        raise CheckpointError(f"{len(unknown)} names have no equivalent in the format {to!r}: {shorten(unknown)}")
     given = {str(renamed[name]): tensor for name, tensor in state_dict.items()}
     return _split_projections(given) if to.startswith("huggingface") else given
 
 
 def convert_classes(state_dict: StateDict, num_classes: int) -> dict[str, Tensor]:
-    """Turn a class head for COCO's 91 raw category ids into one for its 80 contiguous classes, or back.
+    """Convert a class head between COCO's 91 raw category ids and its 80 contiguous classes.
 
-    Rows for ids that COCO does not use are dropped, or filled such that they are never predicted.
+    The rows of ids that COCO does not use are dropped, or filled so that they are never predicted.
 
     Args:
-        state_dict: with the original's names.
+        state_dict: The weights by the names of facebookresearch/detr.
         num_classes: 80 or 91, without no-object.
 
     Raises:
-        CheckpointError: the head is for neither number of classes.
+        CheckpointError: The class head has another number of classes.
     """
     weight, bias = (state_dict[name] for name in _CLASS_HEAD)
     if bias.shape[0] not in (81, 92) or num_classes not in (80, 91):
         raise CheckpointError(
-            f"only heads of COCO's 80 contiguous classes or 91 raw ids convert into each other; this one is for "
-            f"{bias.shape[0] - 1} classes, and {num_classes} are asked for"
+            f"only class heads of COCO's 80 contiguous classes and 91 raw ids can be converted into each other; this "
+            f"one is for {bias.shape[0] - 1} classes, and {num_classes} were requested"
         )
     if bias.shape[0] == num_classes + 1:
         return dict(state_dict)
@@ -222,8 +240,8 @@ def convert_classes(state_dict: StateDict, num_classes: int) -> dict[str, Tensor
     return {**state_dict, _CLASS_HEAD[0]: weight, _CLASS_HEAD[1]: bias}
 
 
-def _rename(name: str, format_name: str, *, to_theirs: bool) -> str | None:
-    for pattern, template, shift in _compiled(format_name, to_theirs):
+def _rename(name: str, format_name: str, *, from_original: bool) -> str | None:
+    for pattern, template, shift in _compiled(format_name, from_original):
         if match := pattern.match(name):
             numbers = [int(number) for number in match.groups()[:-1]]
             return template.format(*(n + s for n, s in zip(numbers, shift, strict=True))) + str(match.groups()[-1])
@@ -231,20 +249,20 @@ def _rename(name: str, format_name: str, *, to_theirs: bool) -> str | None:
 
 
 @cache
-def _compiled(format_name: str, to_theirs: bool) -> list[tuple[re.Pattern[str], str, list[int]]]:
+def _compiled(format_name: str, from_original: bool) -> list[tuple[re.Pattern[str], str, list[int]]]:
     compiled = []
-    for own, theirs in RULES[format_name]:
-        source, target = (own, theirs) if to_theirs else (theirs, own)
+    for original, renamed in RULES[format_name]:
+        source, target = (original, renamed) if from_original else (renamed, original)
         pattern = re.escape(source).replace(r"\{\}", r"(\d+)") + r"(\..*)"
-        # The original counts stages and convolutions of a block from 1, Hugging Face from 0; both count blocks from 0.
-        step = [-1, 0, -1] if ".stages." in theirs else [0, 0, 0]
-        shift = [s if to_theirs else -s for s in step][: source.count("{}")]
+        # facebookresearch/detr counts stages and the convolutions of a block from 1, Hugging Face from 0.
+        step = [-1, 0, -1] if ".stages." in renamed else [0, 0, 0]
+        shift = [s if from_original else -s for s in step][: source.count("{}")]
         compiled.append((re.compile(pattern), target, shift))
     return compiled
 
 
 def _join_projections(state_dict: StateDict) -> dict[str, Tensor]:
-    """Query, key and value projections one below the other, as in ``nn.MultiheadAttention``."""
+    """Concatenate query, key and value projections, as in ``nn.MultiheadAttention``."""
     joined: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         match = re.match(_ATTENTION, name)
@@ -261,6 +279,7 @@ def _join_projections(state_dict: StateDict) -> dict[str, Tensor]:
 
 
 def _split_projections(state_dict: StateDict) -> dict[str, Tensor]:
+    """Split what :func:`_join_projections` concatenates."""
     split: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         prefix, joined, kind = name.partition(".in_proj_")

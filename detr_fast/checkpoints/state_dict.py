@@ -1,4 +1,4 @@
-"""Reading weights from files nobody vouches for, and loading them so that nothing goes missing unnoticed."""
+"""Reading state dicts from untrusted files, and loading them strictly."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 _CLASS_HEAD = ("class_embed.weight", "class_embed.bias")
-_LISTED = 10  # names of a kind that an error spells out
+_LISTED = 10  # number of names that an error lists
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be read or does not fit the model; the message names the cause."""
+    """A checkpoint cannot be read or does not fit the model; the message gives the cause."""
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict on the CPU, executing nothing that the file may contain.
+    """Read a state dict to the CPU without executing code from the file.
 
     Args:
-        path: a .safetensors file, or one written by ``torch.save``: a state dict, or a mapping that holds one under
-            ``model`` (as the original's checkpoints do) or ``state_dict``. A prefix ``module.`` on all names, which
-            data-parallel training leaves behind, is removed.
+        path: A .safetensors file, or a file written by ``torch.save``. The latter contains a state dict, or a mapping
+            with a state dict under ``model`` (as in the checkpoints of facebookresearch/detr) or ``state_dict``. The
+            prefix ``module.`` of data-parallel training is removed from the names.
+
+    Returns:
+        Tensors by parameter name.
 
     Raises:
-        CheckpointError: there is no such file, it is damaged, it needs pickle, or it holds no state dict.
+        CheckpointError: The file does not exist, is damaged, needs pickle, or contains no state dict.
     """
     path = Path(path)
     if not path.is_file():
@@ -47,24 +50,28 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         found = (
             f"a mapping with the keys {shorten(content)}" if isinstance(content, Mapping) else type(content).__name__
         )
-        raise CheckpointError(f"{path}: holds no state dict (names of parameters to tensors), but {found}")
+        raise CheckpointError(f"{path}: contains no state dict (a mapping of names to tensors), but {found}")
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in content.items()}
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Load a state dict strictly, but for a class head made for another number of classes.
+    """Load a state dict strictly, except for a class head of another number of classes.
 
-    Such a head is left as it is in the model, and a warning is logged that says so with both numbers.
+    Such a class head is not loaded, and a warning with both numbers of classes is logged.
+
+    Args:
+        model: A :class:`~detr_fast.models.DETR` or another module.
+        state_dict: Tensors by parameter name.
 
     Raises:
-        CheckpointError: names are missing or left over, or shapes differ; the model is unchanged then.
+        CheckpointError: Names are missing or unknown, or shapes differ; the model is unchanged.
     """
     own = model.state_dict()
     given = {
         name: tensor
         for name, tensor in state_dict.items()
-        if name in own or not name.endswith(".num_batches_tracked")  # a frozen batch norm counts none
+        if name in own or not name.endswith(".num_batches_tracked")  # a frozen batch norm does not count batches
     }
     if _has_other_classes(own, given):
         logger.warning(
@@ -92,14 +99,14 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 
 
 def load_backbone_weights(model: nn.Module, path: str | Path) -> None:
-    """Load torchvision's weights of a ResNet, without their classifier, into a DETR's backbone.
+    """Load torchvision's weights of a ResNet, except for the classifier, into the backbone of a DETR.
 
     Args:
-        model: a :class:`DETR` with the same ResNet.
-        path: a file as for :func:`read_state_dict`.
+        model: A :class:`~detr_fast.models.DETR` with the same ResNet.
+        path: A file as for :func:`read_state_dict`.
 
     Raises:
-        CheckpointError: the file cannot be read, or is another network's.
+        CheckpointError: The file cannot be read, or contains the weights of another network.
     """
     weights = {name: tensor for name, tensor in read_state_dict(path).items() if not name.startswith("fc.")}
     load_weights(model.get_submodule("backbone.0.body"), weights)
@@ -109,22 +116,24 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: cut short or damaged, or no safetensors file: {error}") from error
+        raise CheckpointError(f"{path}: cut short or damaged, or not a safetensors file: {error}") from error
 
 
 def _read_torch(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the original keeps its arguments in one
+        with torch.serialization.safe_globals(
+            [argparse.Namespace]
+        ):  # in which facebookresearch/detr saves its arguments
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             raise CheckpointError(
-                f"{path}: holds Python objects ({refused[1]}) that only pickle can restore, and pickle runs whatever "
-                "code the file contains; save the state dict alone, best as .safetensors"
+                f"{path}: contains Python objects ({refused[1]}) that only pickle can restore, and pickle executes "
+                "code from the file; save the state dict alone, preferably as .safetensors"
             ) from error
         raise CheckpointError(f"{path}: cut short or damaged, or not written by torch.save") from error
-    except Exception as error:  # torch answers broken files with RuntimeError, EOFError, KeyError, struct.error, ...
+    except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, struct.error, ... for broken files
         raise CheckpointError(f"{path}: cut short or damaged, or not written by torch.save: {error}") from error
 
 
@@ -136,7 +145,7 @@ def _has_other_classes(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -
 
 
 def shorten(names: Any) -> str:
-    """Names for a message: the first few of them, and how many more there are."""
+    """Format names for a message: the first few of them, and the number of the others."""
     listed = [str(name) for name in names]
     rest = f", and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
     return ", ".join(listed[:_LISTED]) + rest

@@ -1,4 +1,4 @@
-"""COCO-format data: reading, checking, augmenting and batching it, and generating a data set of shapes."""
+"""Data sets in COCO format: reading, validation, augmentation, batching, and a generated data set of shapes."""
 
 from detr_fast.data.annotations import Category
 from detr_fast.data.batch import Batch, collate

@@ -1,4 +1,4 @@
-"""Reading COCO detection annotation files."""
+"""Reading annotation files in COCO detection format."""
 
 from __future__ import annotations
 
@@ -31,63 +31,86 @@ _FORMAT = 'COCO detection annotations are a JSON object with the lists "images",
 
 
 class Category(NamedTuple):
-    """A class of objects: its id in the annotation file, and its name."""
+    """A category of objects.
+
+    Attributes:
+        id: Id of the category in the annotation file.
+        name: Name of the category.
+    """
 
     id: int
     name: str
 
 
 class ImageEntry(NamedTuple):
-    """A picture whose entry is sound and whose file exists."""
+    """An image whose entry in the annotation file is valid and whose file exists.
+
+    Attributes:
+        id: Id of the image in the annotation file.
+        path: Path of the image file.
+        size: (width, height) in pixels according to the annotation file; None if it does not state them.
+    """
 
     id: int
     path: str
-    size: Size | None  # (width, height) in pixels as the annotation file states them, None where it does not
+    size: Size | None
 
     def size_fault(self, image: Image.Image) -> Fault | None:
-        """The fault that the picture's size is not the one stated, or None."""
+        """Return a fault if the size of the image is not the stated size, else None."""
         if self.size is None or self.size == image.size:
             return None
-        message = "the picture is {} x {}, the annotation file says {} x {}".format(*image.size, *self.size)
+        message = "the image is {} x {}, the annotation file says {} x {}".format(*image.size, *self.size)
         return Fault(FaultKind.WRONG_IMAGE_SIZE, self.path, self.id, None, message)
 
     def unreadable(self, error: ImageError) -> Fault:
-        """The fault that reading the picture raised ``error``."""
+        """Return the fault that stands for an ``error`` which was raised when the image was read."""
         cause = str(error).removeprefix(f"{self.path}: ")
         return Fault(FaultKind.UNREADABLE_IMAGE, self.path, self.id, None, cause)
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """What can be used of an annotation file, packed image after image, and the faults of the rest."""
+    """The valid entries of an annotation file, packed in image order, and the faults of the other entries.
 
-    categories: tuple[Category, ...]  # label k stands for categories[k]
-    images: list[ImageEntry]  # sorted by id
-    labels: Tensor  # int64 [N]
-    boxes: Tensor  # float32 [N,4], xyxy in pixels, not clipped
-    offsets: list[int]  # images[i] owns rows offsets[i]:offsets[i+1]
+    Attributes:
+        categories: The categories; label k stands for ``categories[k]``.
+        images: The images, sorted by id.
+        labels: Labels of the N objects of all images, int64 [N].
+        boxes: Boxes of the objects, float32 [N,4], xyxy in pixels, not clipped.
+        offsets: The objects of ``images[i]`` are the rows ``offsets[i]:offsets[i + 1]`` of labels and boxes.
+        faults: The faults of the file.
+    """
+
+    categories: tuple[Category, ...]
+    images: list[ImageEntry]
+    labels: Tensor
+    boxes: Tensor
+    offsets: list[int]
     faults: list[Fault]
 
 
 def read_annotations(
     annotation_file: str | Path, image_dir: str | Path, categories: Sequence[Category] | None = None
 ) -> Annotations:
-    """Read a COCO detection annotation file and leave out what is faulty.
+    """Read an annotation file in COCO detection format and leave out faulty entries.
 
     Args:
-        annotation_file: the JSON file.
-        image_dir: the folder its file names are relative to.
-        categories: the mapping of a trained model, label k standing for ``categories[k]``; annotations of other
-            categories are left out and counted. None takes the file's own categories, sorted by id.
+        annotation_file: The JSON file.
+        image_dir: The directory to which its file names are relative.
+        categories: The categories of a trained model; label k stands for ``categories[k]``. Annotations of other
+            categories are left out and counted. None uses the categories of the file, sorted by id.
+
+    Returns:
+        The images, labels and boxes, and the faults that were found.
 
     Raises:
-        DataError: the file cannot be read, is no COCO annotation file, or lists no image or no category;
-            or ``image_dir`` is no folder.
+        DataError: The file cannot be read, is not a COCO annotation file, or lists no image or no category; or
+            ``image_dir`` is not a directory.
     """
     file, folder = os.fspath(annotation_file), os.fspath(image_dir)
     content = _load(file)
     if not os.path.isdir(folder):
-        raise DataError(f"{folder}: there is no such folder; name the one that holds the images of {file}")
+        raise DataError(f"{folder}: there is no such directory; it should contain the images of {file}")
     faults: list[Fault] = []
     listed = _read_categories(content["categories"], file, faults)
     if categories is None:
@@ -112,13 +135,20 @@ def read_annotations(
 
 
 def read_ground_truth(annotation_file: str | Path, image_dir: str | Path) -> dict[str, Any]:
-    """What detections are scored against: a COCO data set without what is faulty.
+    """Read the ground truth for an evaluation: a COCO data set without faulty entries.
 
-    Crowds are kept, and so are images whose file is missing: what was not found in them counts as missed. The
-    categories are the file's own. An ``area`` that is not stated is the box's.
+    Crowd regions are kept, and so are images whose file is missing, so that their objects count as missed. A missing
+    ``area`` is replaced by the area of the box.
+
+    Args:
+        annotation_file: The JSON file.
+        image_dir: The directory to which its file names are relative.
+
+    Returns:
+        A COCO data set with ``images``, ``annotations`` and ``categories``.
 
     Raises:
-        DataError: as :func:`read_annotations`.
+        DataError: As for :func:`read_annotations`.
     """
     file, folder = os.fspath(annotation_file), os.fspath(image_dir)
     content = _load(file)
@@ -157,11 +187,13 @@ def _load(file: str) -> Mapping[str, list[Any]]:
     except OSError as error:
         raise DataError(f"{file}: cannot read the annotation file: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not a JSON file ({error}); was it cut short? Write or download it anew") from error
+        raise DataError(
+            f"{file}: not a JSON file ({error}); if it was cut short, write or download it again"
+        ) from error
     if content is None:
         raise DataError(f"{file}: the annotation file is empty; {_FORMAT}")
     if not isinstance(content, dict):
-        raise DataError(f"{file}: holds a {type(content).__name__} instead of an object; {_FORMAT}")
+        raise DataError(f"{file}: contains a {type(content).__name__} instead of an object; {_FORMAT}")
     missing = [f'"{name}"' for name in _SECTIONS if not isinstance(content.get(name), list)]
     if missing:
         raise DataError(f"{file}: has no list {', '.join(missing)}; {_FORMAT}")
@@ -192,7 +224,7 @@ def _renamed(listed: list[Category], imposed: Sequence[Category], file: str) -> 
 def _read_images(
     entries: list[Any], folder: str, file: str, faults: list[Fault]
 ) -> tuple[list[ImageEntry], dict[int, Size | None]]:
-    """The images that can be used, and the stated size of all that have an id."""
+    """Return the usable images, and the stated size of each entry with an id."""
     images: list[ImageEntry] = []
     sizes: dict[int, Size | None] = {}
     for entry in entries:
@@ -210,7 +242,7 @@ def _read_images(
 def _read_objects(
     entries: list[Any], sizes: dict[int, Size | None], labels: dict[int, int], file: str, faults: list[Fault]
 ) -> dict[int, list[tuple[int, list[float]]]]:
-    """Label and xyxy box of every usable object that is no crowd, by the id of its image."""
+    """Return label and xyxy box of each usable object that is not a crowd region, by image id."""
     objects: dict[int, list[tuple[int, list[float]]]] = {}
     for entry in _usable_annotations(entries, sizes, labels, file, faults):
         if not entry.get("iscrowd", 0):
@@ -223,7 +255,7 @@ def _read_objects(
 def _usable_annotations(
     entries: list[Any], sizes: dict[int, Size | None], categories: Container[int], file: str, faults: list[Fault]
 ) -> Iterator[dict[str, Any]]:
-    """The annotations that can be used, crowds included; what is wrong with them and the others goes to ``faults``."""
+    """Yield the usable annotations, crowd regions included, and append the faults of all annotations to ``faults``."""
     seen: set[int] = set()
     for entry in entries:
         findings = list(annotation_findings(entry, seen, sizes, categories))

@@ -1,4 +1,4 @@
-"""Samples put together into a batch."""
+"""Batches of samples."""
 
 from __future__ import annotations
 
@@ -15,19 +15,27 @@ from detr_fast.ops.targets import Targets
 
 @dataclass(frozen=True)
 class Batch:
-    """B pictures of one padded size, and their ground truth."""
+    """A batch of B padded images and their ground truth.
 
-    images: Tensor  # float32 [B,3,H,W], normalised, zeros where padded
-    mask: Tensor  # bool [B,H,W], True where padded
+    Attributes:
+        images: float32 [B,3,H,W], normalized, zero where padded.
+        mask: Padding mask, bool [B,H,W], True where padded.
+        targets: Targets of the B images.
+        image_ids: Ids of the B images in the annotation file.
+        original_sizes: (height, width) of each of the B image files.
+    """
+
+    images: Tensor
+    mask: Tensor
     targets: Targets
-    image_ids: list[int]  # length B
-    original_sizes: list[tuple[int, int]]  # length B: (height, width) of the stored pictures
+    image_ids: list[int]
+    original_sizes: list[tuple[int, int]]
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch with its tensors on ``device``."""
+        """Return the batch with its tensors on ``device``."""
         return replace(
             self,
             images=self.images.to(device, non_blocking=non_blocking),
@@ -36,7 +44,7 @@ class Batch:
         )
 
     def pin_memory(self) -> Batch:
-        """The same batch in pinned host memory."""
+        """Return the batch in pinned host memory."""
         return replace(
             self,
             images=self.images.pin_memory(),
@@ -46,10 +54,13 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample | None]) -> Batch:
-    """Pad samples to the largest of them and pack their targets; a DataLoader's ``collate_fn``.
+    """Pad samples to a common size and pack their targets; the ``collate_fn`` of a DataLoader.
 
-    None, which stands for a picture that could not be read, is left out; where nothing is left the batch has no
-    image (B = H = W = 0).
+    Args:
+        samples: The samples. None stands for an image that could not be read and is left out.
+
+    Returns:
+        The batch; without any sample it has no image (B = H = W = 0).
     """
     present = [sample for sample in samples if sample is not None]
     images, mask = pad_images([sample.image for sample in present])

@@ -1,4 +1,4 @@
-"""A COCO detection data set, sample by sample."""
+"""A data set in COCO detection format."""
 
 from __future__ import annotations
 
@@ -20,46 +20,62 @@ from detr_fast.data.transforms import Transform, clip_boxes
 from detr_fast.images import ImageError, read_image, to_tensor
 
 
-class Picture(NamedTuple):
-    """A picture as it is stored, with its ground truth."""
+class AnnotatedImage(NamedTuple):
+    """A decoded image file with its ground truth.
 
-    image: Image.Image  # RGB
-    boxes: Tensor  # float32 [t,4], xyxy in pixels, clipped to the picture
-    labels: Tensor  # int64 [t]
+    Attributes:
+        image: The image, RGB.
+        boxes: Boxes of its t objects, float32 [t,4], xyxy in pixels, clipped to the image.
+        labels: Labels of the objects, int64 [t].
+        image_id: Id of the image in the annotation file.
+    """
+
+    image: Image.Image
+    boxes: Tensor
+    labels: Tensor
     image_id: int
 
 
 class Sample(NamedTuple):
-    """A picture as the network takes it, with its ground truth."""
+    """A transformed image with its ground truth.
 
-    image: Tensor  # float32 [3,H,W], normalised
-    labels: Tensor  # int64 [t]
-    boxes: Tensor  # float32 [t,4], cxcywh as fractions of the transformed picture
+    Attributes:
+        image: The image, float32 [3,H,W], normalized.
+        labels: Labels of its t objects, int64 [t].
+        boxes: Boxes of the objects, float32 [t,4], cxcywh as fractions of the transformed image.
+        image_id: Id of the image in the annotation file.
+        original_size: (height, width) of the image file.
+    """
+
+    image: Tensor
+    labels: Tensor
+    boxes: Tensor
     image_id: int
-    original_size: tuple[int, int]  # (height, width) of the stored picture
+    original_size: tuple[int, int]
 
 
 class CocoDetection(Dataset[Sample | None]):
-    """A data set in COCO detection format, the images sorted by id.
+    """A data set in COCO detection format, its images sorted by id.
 
-    Labels are contiguous: label k stands for ``categories[k]``. Crowd objects are left out, images without objects
-    are kept, boxes are clipped to the picture. What is faulty is left out and counted in :attr:`report`; a picture
-    that turns out unreadable while loading is warned of once, with file and id.
+    Labels are contiguous: label k stands for ``categories[k]``. Crowd regions are left out, images without objects are
+    kept, and boxes are clipped to the image. Faulty entries are left out and counted in :attr:`report`. If an image
+    file turns out to be unreadable when it is loaded, a warning with its file and id is issued once.
 
-    Every sample is a function of ``seed``, the epoch and its index alone, whatever the number of workers.
+    A sample depends on ``seed``, the epoch and its index only, not on the number of workers.
 
     Args:
-        image_dir: the folder that the file names in the annotation file are relative to.
+        image_dir: The directory to which the file names in the annotation file are relative.
         annotation_file: COCO detection JSON.
-        transform: see :mod:`detr_fast.data.transforms`.
-        categories: the mapping of a trained model, to be used instead of the file's own (see
-            :func:`~detr_fast.data.annotations.read_annotations`).
-        on_unreadable: what stands for a picture that cannot be read: the next readable one ("substitute", for
-            training), or None ("skip", for evaluation).
-        seed: of the random numbers the transform draws.
+        transform: The transform of images and boxes; see :mod:`detr_fast.data.transforms`.
+        categories: The categories of a trained model, which replace those of the annotation file; see
+            :func:`~detr_fast.data.annotations.read_annotations`.
+        on_unreadable: ``"substitute"`` replaces an unreadable image by the next readable one, for training;
+            ``"skip"`` returns None for it, for evaluation.
+        seed: Seed of the random numbers of the transform.
 
     Raises:
-        DataError: the annotation file or the folder cannot be used, or no image is left.
+        DataError: The annotation file or the directory cannot be used, or no image is left.
+        ValueError: ``on_unreadable`` is neither of the two.
     """
 
     def __init__(
@@ -83,10 +99,10 @@ class CocoDetection(Dataset[Sample | None]):
         self._static_report = count_faults(self._annotations.faults)
         if not len(self):
             raise DataError(
-                f"{self.annotation_file}: none of its images can be used with the image folder {os.fspath(image_dir)}: "
-                f"{describe_counts(self._static_report)}; detr-fast check-data names each"
+                f"{self.annotation_file}: none of its images can be used with the image directory "
+                f"{os.fspath(image_dir)}: {describe_counts(self._static_report)}; detr-fast check-data lists each fault"
             )
-        # In shared memory, so that persistent workers see the epoch, and the main process what workers came across.
+        # In shared memory, persistent workers see the epoch, and the main process sees the marks of its workers.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._marks = {
             kind: torch.zeros(len(self), dtype=torch.bool).share_memory_()
@@ -98,17 +114,17 @@ class CocoDetection(Dataset[Sample | None]):
 
     @property
     def categories(self) -> tuple[Category, ...]:
-        """Id and name of each label."""
+        """The category of each label."""
         return self._annotations.categories
 
     @property
     def num_boxes(self) -> int:
-        """How many boxes there are to learn from; 0 makes training pointless."""
+        """Number of boxes; without any the data set cannot be trained on."""
         return len(self._annotations.labels)
 
     @property
     def report(self) -> dict[FaultKind, int]:
-        """How many faults of each kind were met so far, by this process and its workers; a picture counts once."""
+        """Number of faults of each kind that this process and its workers have met so far; each image counts once."""
         counts = dict(self._static_report)
         for kind, marks in self._marks.items():
             if marked := int(marks.sum()):
@@ -116,37 +132,43 @@ class CocoDetection(Dataset[Sample | None]):
         return counts
 
     def describe(self) -> str:
-        """One line: what there is, what is wrong, and what is done about it."""
+        """Summarize the data set and its faults in one line."""
         line = f"{self.annotation_file}: {len(self)} images, {self.num_boxes} boxes, {len(self.categories)} classes"
         report = self.report
         return f"{line}; faults: {describe_counts(report)}" if report else line
 
     def ground_truth(self) -> dict[str, Any]:
-        """What detections are scored against; see :func:`~detr_fast.data.annotations.read_ground_truth`."""
+        """Return the ground truth for an evaluation; see :func:`~detr_fast.data.annotations.read_ground_truth`."""
         return read_ground_truth(self.annotation_file, self.image_dir)
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the transform draw the numbers of another epoch, in all workers; call it before the loader's ``iter``."""
+        """Set the epoch of the random numbers in all workers; call it before the loader is iterated over."""
         self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> Sample | None:
-        """Load a picture and transform it.
+        """Load an image and transform it.
+
+        Args:
+            index: Index of the image.
+
+        Returns:
+            The sample, or None for an unreadable image with ``on_unreadable="skip"``.
 
         Raises:
-            DataError: every picture of the data set has turned out unreadable.
+            DataError: All images of the data set are unreadable.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of a data set of {len(self)}")
         rng = random.Random(f"{self.seed} {int(self._epoch)} {index}")
         attempts = len(self) if self.on_unreadable == "substitute" else 1
         for attempt in range(attempts):
-            picture = self.picture((index + attempt) % len(self))
-            if picture is not None:
-                return self._transformed(picture, rng)
+            loaded = self.load_image((index + attempt) % len(self))
+            if loaded is not None:
+                return self._transform(loaded, rng)
         return None
 
-    def picture(self, index: int) -> Picture | None:
-        """The picture as it is stored, with its usable boxes; None where it cannot be read."""
+    def load_image(self, index: int) -> AnnotatedImage | None:
+        """Load an image with its usable boxes, without a transform; None if it is unreadable."""
         entry = self._annotations.images[index]
         try:
             image = read_image(entry.path)
@@ -157,17 +179,19 @@ class CocoDetection(Dataset[Sample | None]):
             self._mark(index, fault)
         rows = slice(*self._annotations.offsets[index : index + 2])
         boxes, labels = self._annotations.boxes[rows], self._annotations.labels[rows]
-        return Picture(image, *clip_boxes(boxes, labels, image.width, image.height), entry.id)
+        return AnnotatedImage(image, *clip_boxes(boxes, labels, image.width, image.height), entry.id)
 
-    def _transformed(self, picture: Picture, rng: random.Random) -> Sample:
-        image, boxes, labels = self.transform(picture.image, picture.boxes, picture.labels, rng)
-        size = (picture.image.height, picture.image.width)
-        return Sample(to_tensor(image), labels, _fractions(boxes, image), picture.image_id, size)
+    def _transform(self, loaded: AnnotatedImage, rng: random.Random) -> Sample:
+        image, boxes, labels = self.transform(loaded.image, loaded.boxes, loaded.labels, rng)
+        size = (loaded.image.height, loaded.image.width)
+        return Sample(to_tensor(image), labels, _fractions(boxes, image), loaded.image_id, size)
 
     def _mark_unreadable(self, row: int, fault: Fault) -> None:
         self._mark(row, fault)
         if self._marks[fault.kind].all():
-            raise DataError(f"{self.annotation_file}: none of its {len(self)} images can be read; the last was {fault}")
+            raise DataError(
+                f"{self.annotation_file}: none of its {len(self)} images can be read; the last fault was {fault}"
+            )
 
     def _mark(self, row: int, fault: Fault) -> None:
         marks = self._marks[fault.kind]
@@ -177,7 +201,7 @@ class CocoDetection(Dataset[Sample | None]):
 
 
 def _fractions(boxes: Tensor, image: Image.Image) -> Tensor:
-    """xyxy in pixels -> cxcywh as fractions of the picture."""
+    """Convert boxes [t,4] from xyxy in pixels to cxcywh as fractions of the image."""
     low, high = boxes.view(-1, 2, 2).unbind(1)
     size = torch.tensor([image.width, image.height], dtype=boxes.dtype)
     return torch.cat([(low + high) / 2 / size, (high - low) / size], dim=1)

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set, and what training does about it."""
+"""The faults of a data set and their treatment."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 
 class DataError(ValueError):
-    """A data set cannot be used at all; the message names the file, the cause and the way out."""
+    """A data set cannot be used at all; the message gives the file, the cause and the remedy."""
 
 
 class FaultKind(StrEnum):
-    """The kinds of fault; the value is what a report prints."""
+    """The kinds of fault; the value is printed in reports."""
 
     MALFORMED_CATEGORY = "malformed category"
     DUPLICATE_CATEGORY = "duplicate category id"
@@ -35,43 +35,51 @@ class FaultKind(StrEnum):
 
     @property
     def treatment(self) -> str:
-        """What a data set does with an entry that has this fault."""
+        """How a data set treats an entry with this fault."""
         return _TREATMENTS.get(self, "left out")
 
     @property
     def keeps_entry(self) -> bool:
-        """Whether an entry that has this fault is used all the same."""
+        """Whether an entry with this fault is used nevertheless."""
         return self in _TREATMENTS
 
 
 _TREATMENTS = {
-    FaultKind.RENAMED_CATEGORY: "taken for the same",
+    FaultKind.RENAMED_CATEGORY: "treated as the same",
     FaultKind.UNREADABLE_IMAGE: "replaced in training, skipped in evaluation",
-    FaultKind.WRONG_IMAGE_SIZE: "the picture's own size taken",
+    FaultKind.WRONG_IMAGE_SIZE: "the size of the file is used",
     FaultKind.BOX_BEYOND_IMAGE: "clipped",
 }
 
 
 class Fault(NamedTuple):
-    """One fault, where it is, and what is wrong there."""
+    """A fault of a data set.
+
+    Attributes:
+        kind: Kind of the fault.
+        file: The image file if its content is faulty, else the annotation file.
+        image_id: Id of the image; None if the fault concerns no image, or the id itself is faulty.
+        annotation_id: Id of the annotation; None if the fault concerns no annotation, or the id itself is faulty.
+        message: Description of the fault.
+    """
 
     kind: FaultKind
-    file: str  # the picture where its content is at fault, else the annotation file
-    image_id: int | None  # None where the fault concerns no image, or the id itself is at fault
+    file: str
+    image_id: int | None
     annotation_id: int | None
     message: str
 
     def __str__(self) -> str:
-        place = [self.file]
+        location = [self.file]
         if self.image_id is not None:
-            place.append(f"image {self.image_id}")
+            location.append(f"image {self.image_id}")
         if self.annotation_id is not None:
-            place.append(f"annotation {self.annotation_id}")
-        return f"{', '.join(place)}: {self.kind}: {self.message}"
+            location.append(f"annotation {self.annotation_id}")
+        return f"{', '.join(location)}: {self.kind}: {self.message}"
 
 
 def count_faults(faults: Iterable[Fault]) -> dict[FaultKind, int]:
-    """How many faults there are of each kind that occurs, in the order of :class:`FaultKind`."""
+    """Count the faults of each kind that occurs, in the order of :class:`FaultKind`."""
     counts = dict.fromkeys(FaultKind, 0)
     for fault in faults:
         counts[fault.kind] += 1
@@ -79,5 +87,5 @@ def count_faults(faults: Iterable[Fault]) -> dict[FaultKind, int]:
 
 
 def describe_counts(counts: Mapping[FaultKind, int]) -> str:
-    """The counts in one line, each with what training does about it."""
+    """Format the counts in one line, each with the treatment of its faults."""
     return ", ".join(f"{count} x {kind} ({kind.treatment})" for kind, count in counts.items())

@@ -1,7 +1,7 @@
-"""What is wrong with an entry of a COCO annotation file.
+"""Validation of the entries of a COCO annotation file.
 
-Training, which leaves faulty entries out, and ``check_dataset``, which reports them, both ask these functions. An entry
-is whatever JSON can hold; each function yields all that is wrong with it as pairs of kind and message.
+Both the data set, which leaves faulty entries out, and ``check_dataset``, which reports them, call these functions. An
+entry is any JSON value. Each function yields the faults of an entry as pairs of kind and message.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from detr_fast.data.faults import FaultKind
 Finding: TypeAlias = tuple[FaultKind, str]
 Size: TypeAlias = tuple[int, int]  # (width, height) in pixels
 
-EDGE_TOLERANCE = 0.5  # pixels: annotation tools round, so that boxes exceed the image by a fraction of one
+EDGE_TOLERANCE = 0.5  # pixels: boxes exceed the image by a fraction of a pixel where annotation tools round
 
 
 def category_findings(entry: Any, seen: Container[int]) -> Iterator[Finding]:
-    """Faults of an entry of "categories"; ``seen`` holds the ids of those before it."""
+    """Yield the faults of an entry of "categories"; ``seen`` contains the ids of the entries before it."""
     if not isinstance(entry, dict):
         yield FaultKind.MALFORMED_CATEGORY, f"expected an object, got {_brief(entry)}"
         return
@@ -30,13 +30,13 @@ def category_findings(entry: Any, seen: Container[int]) -> Iterator[Finding]:
     if not is_int64(identifier):
         yield FaultKind.MALFORMED_CATEGORY, f'"id" must be an integer, got {_brief(identifier)}'
     elif identifier in seen:
-        yield FaultKind.DUPLICATE_CATEGORY, f"category {identifier} ({_brief(name)}) is listed before"
+        yield FaultKind.DUPLICATE_CATEGORY, f"category {identifier} ({_brief(name)}) is already listed"
     if not isinstance(name, str) or not name:
-        yield FaultKind.MALFORMED_CATEGORY, f'"name" must be a text, got {_brief(name)} (id {_brief(identifier)})'
+        yield FaultKind.MALFORMED_CATEGORY, f'"name" must be a string, got {_brief(name)} (id {_brief(identifier)})'
 
 
 def image_findings(entry: Any, seen: Container[int], image_dir: str) -> Iterator[Finding]:
-    """Faults of an entry of "images", short of opening the picture; ``seen`` holds the ids of those before it."""
+    """Yield the faults of an entry of "images" without opening the file; ``seen`` contains the ids before it."""
     if not isinstance(entry, dict):
         yield FaultKind.MALFORMED_IMAGE, f"expected an object, got {_brief(entry)}"
         return
@@ -44,11 +44,11 @@ def image_findings(entry: Any, seen: Container[int], image_dir: str) -> Iterator
     if not is_int64(identifier):
         yield FaultKind.MALFORMED_IMAGE, f'"id" must be an integer, got {_brief(identifier)} ({_brief(name)})'
     elif identifier in seen:
-        yield FaultKind.DUPLICATE_IMAGE, f"{_brief(name)} has the id of an image before it"
+        yield FaultKind.DUPLICATE_IMAGE, f"{_brief(name)} has the id of an earlier image"
     if not isinstance(name, str) or not name:
-        yield FaultKind.MALFORMED_IMAGE, f'"file_name" must be a text, got {_brief(name)}'
+        yield FaultKind.MALFORMED_IMAGE, f'"file_name" must be a string, got {_brief(name)}'
     elif _leaves_folder(name):
-        yield FaultKind.UNSAFE_FILE_NAME, f"{_brief(name)} must be a path inside the image folder"
+        yield FaultKind.UNSAFE_FILE_NAME, f"{_brief(name)} must be a path inside the image directory"
     elif not os.path.isfile(os.path.join(image_dir, name)):
         yield FaultKind.MISSING_IMAGE, f"there is no file {_brief(name)} in {image_dir}"
     if stated_size(entry) is None:
@@ -59,13 +59,13 @@ def image_findings(entry: Any, seen: Container[int], image_dir: str) -> Iterator
 def annotation_findings(
     entry: Any, seen: Container[int], sizes: Mapping[int, Size | None], categories: Container[int]
 ) -> Iterator[Finding]:
-    """Faults of an entry of "annotations".
+    """Yield the faults of an entry of "annotations".
 
     Args:
-        entry: the annotation.
-        seen: ids of the annotations before it.
-        sizes: the size of every image that is listed, None where the file does not state it.
-        categories: ids of the known categories.
+        entry: The annotation.
+        seen: Ids of the annotations before it.
+        sizes: (width, height) of each listed image by its id; None where the file does not state it.
+        categories: Ids of the known categories.
     """
     if not isinstance(entry, dict):
         yield FaultKind.MALFORMED_ANNOTATION, f"expected an object, got {_brief(entry)}"
@@ -75,7 +75,7 @@ def annotation_findings(
     if not is_int64(identifier):
         yield FaultKind.MALFORMED_ANNOTATION, f'"id" must be an integer, got {_brief(identifier)}'
     elif identifier in seen:
-        yield FaultKind.DUPLICATE_ANNOTATION, "an annotation before it has this id"
+        yield FaultKind.DUPLICATE_ANNOTATION, "an earlier annotation has this id"
     if not is_int64(image):
         yield FaultKind.MALFORMED_ANNOTATION, f'"image_id" must be an integer, got {_brief(image)}'
     elif image not in sizes:
@@ -92,13 +92,13 @@ def annotation_findings(
 
 
 def stated_size(entry: Mapping[str, Any]) -> Size | None:
-    """The (width, height) an image entry states, None where it is missing or no size."""
+    """Return the (width, height) that an image entry states, or None if they are missing or invalid."""
     width, height = entry.get("width"), entry.get("height")
     return (width, height) if is_int64(width) and is_int64(height) and min(width, height) > 0 else None
 
 
 def is_int64(value: Any) -> TypeGuard[int]:
-    """Whether ``value`` is an integer that fits in 64 bits."""
+    """Return whether ``value`` is an integer of at most 64 bits."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
@@ -116,11 +116,11 @@ def _box_findings(box: Any, size: Size | None) -> Iterator[Finding]:
     if size is None:
         return
     right, bottom = left + width, top + height
-    place = f"bbox {box} [x, y, width, height] in an image of {size[0]} x {size[1]}"
+    description = f"bbox {box} [x, y, width, height] in an image of {size[0]} x {size[1]}"
     if left >= size[0] or top >= size[1] or right <= 0 or bottom <= 0:
-        yield FaultKind.BOX_OUTSIDE_IMAGE, place
+        yield FaultKind.BOX_OUTSIDE_IMAGE, description
     elif max(-left, -top, right - size[0], bottom - size[1]) > EDGE_TOLERANCE:
-        yield FaultKind.BOX_BEYOND_IMAGE, place
+        yield FaultKind.BOX_BEYOND_IMAGE, description
 
 
 def _is_number(value: Any) -> bool:
@@ -128,7 +128,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _leaves_folder(name: str) -> bool:
-    path = PureWindowsPath(name)  # takes both kinds of slash
+    path = PureWindowsPath(name)  # accepts both kinds of slash
     return bool(path.drive or path.root) or ".." in path.parts
 
 

@@ -1,4 +1,4 @@
-"""A generated data set in COCO detection format: pictures of circles, rectangles and triangles."""
+"""A generated data set in COCO detection format: images of circles, rectangles and triangles."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ from PIL import Image, ImageDraw
 from detr_fast.data.annotations import Category
 from detr_fast.data.faults import DataError
 
-# The ids have gaps and an order of their own, as those of real data sets do.
+# The ids have gaps and are not in alphabetical order of the names, as in real data sets.
 SHAPE_CATEGORIES = (Category(3, "triangle"), Category(7, "circle"), Category(12, "rectangle"))
 
-_RECIPE = 1  # to be raised when the same parameters come to give other pictures
+_RECIPE = 1  # raise it when the same parameters generate different images
 _PARAMETERS = "shapes.json"
-_SIDES = (0.15, 0.45)  # of a shape's box, as fractions of the picture's
-_MIN_VISIBLE = 0.6  # fraction of every shape's pixels that later shapes leave uncovered
-_MIN_CONTRAST = 70  # between any two of the shapes and the background, in the channel where they differ most
-_ATTEMPTS = 10  # at placing a shape before it is given up
+_SIDES = (0.15, 0.45)  # of the box of a shape, as fractions of the image's sides
+_MIN_VISIBLE = 0.6  # fraction of the pixels of each shape that later shapes leave uncovered
+_MIN_CONTRAST = 70  # between any two shapes, and a shape and the background, in the channel of the largest difference
+_ATTEMPTS = 10  # to place a shape before it is left out
 
 
 @dataclass(frozen=True)
 class _Shape:
     category: Category
-    visible: np.ndarray  # bool [size,size]: its pixels that no later shape covers
-    num_pixels: int  # of the whole shape
+    visible: np.ndarray  # bool [size,size]: the pixels that no later shape covers
+    num_pixels: int  # covered pixels included
 
 
 def make_shapes(
     directory: str | Path, num_train: int, num_val: int, image_size: int = 64, max_objects: int = 5, seed: int = 0
 ) -> Path:
-    """Generate a data set of shapes, or take the one that is there already if it was made with these arguments.
+    """Generate a data set of shapes, unless the directory already contains one that was made with these arguments.
 
-    The layout is COCO's: ``train/*.png``, ``val/*.png``, ``annotations/instances_train.json`` and
-    ``annotations/instances_val.json``. Every picture shows 1 to ``max_objects`` shapes that may overlap, on a plain,
-    shaded or noisy background; boxes fit the visible part of a shape to the pixel. The directory appears all at once
-    when everything is written, so that an interrupted run leaves none.
+    The layout is that of COCO: ``train/*.png``, ``val/*.png``, ``annotations/instances_train.json`` and
+    ``annotations/instances_val.json``. Each image shows 1 to ``max_objects`` shapes, which may overlap, on a plain,
+    shaded or noisy background. A box encloses the visible pixels of a shape exactly. The directory is created by a
+    rename once all files are written, so that an interrupted call leaves no incomplete data set.
 
     Args:
-        directory: where to put it.
-        num_train: pictures in the training split.
-        num_val: pictures in the validation split.
-        image_size: width and height of the pictures in pixels.
-        max_objects: largest number of shapes in a picture.
-        seed: of all random choices.
+        directory: Directory of the data set.
+        num_train: Number of images in the training split.
+        num_val: Number of images in the validation split.
+        image_size: Width and height of the images in pixels, at least 32.
+        max_objects: Maximum number of shapes in an image.
+        seed: Seed of all random choices.
 
     Returns:
         ``directory`` as a path.
 
     Raises:
-        DataError: ``directory`` holds something else.
-        ValueError: an argument is out of range.
+        DataError: ``directory`` contains other files, or shapes that were made with other arguments.
+        ValueError: An argument is out of range.
     """
     if min(num_train, num_val, max_objects) < 1 or image_size < 32:
         raise ValueError("shapes: num_train, num_val and max_objects must be above 0, image_size at least 32")
@@ -80,24 +80,24 @@ def make_shapes(
         try:
             unfinished.rename(directory)
         except OSError:
-            if not _is_made(directory, parameters):  # else another process was quicker
+            if not _is_made(directory, parameters):  # else another process has made it meanwhile
                 raise
     return directory
 
 
 def _is_made(directory: Path, parameters: dict[str, int]) -> bool:
-    """Whether the data set is there; DataError where something else is."""
+    """Return whether the data set exists; raise DataError if the directory contains anything else."""
     try:
         found = json.loads((directory / _PARAMETERS).read_text())
     except FileNotFoundError:
         if directory.is_dir() and any(directory.iterdir()):
             raise DataError(
-                f"{directory}: is not empty and holds no generated shapes; name another directory"
+                f"{directory}: is not empty and contains no generated shapes; choose another directory"
             ) from None
         return False
     if found != parameters:
         raise DataError(
-            f"{directory}: holds shapes made with {found}, not {parameters}; delete it or name another directory"
+            f"{directory}: contains shapes made with {found}, not {parameters}; delete it or choose another directory"
         )
     return True
 
@@ -108,7 +108,7 @@ def _write_split(root: Path, split: str, count: int, size: int, max_objects: int
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(count):
-        pixels, shapes = _draw_picture(size, max_objects, random.Random(f"{seed} {split} {index}"))
+        pixels, shapes = _draw_image(size, max_objects, random.Random(f"{seed} {split} {index}"))
         name = f"{index:06d}.png"
         Image.fromarray(pixels).save(folder / name, compress_level=1)
         images.append({"id": index + 1, "file_name": name, "width": size, "height": size})
@@ -131,18 +131,18 @@ def _annotation(shape: _Shape) -> dict[str, Any]:
     }
 
 
-def _draw_picture(size: int, max_objects: int, rng: random.Random) -> tuple[np.ndarray, list[_Shape]]:
-    """Pixels, uint8 [size,size,3], and the shapes in them from back to front."""
+def _draw_image(size: int, max_objects: int, rng: random.Random) -> tuple[np.ndarray, list[_Shape]]:
+    """Return pixels, uint8 [size,size,3], and the shapes in them from back to front."""
     pixels = _background(size, rng)
-    colours = [pixels.mean((0, 1))]
+    colors = [pixels.mean((0, 1))]
     shapes: list[_Shape] = []
     for _ in range(rng.randint(1, max_objects)):
         category = rng.choice(SHAPE_CATEGORIES)
         mask = _place(category, size, shapes, rng)
         if mask is None:
             continue
-        colours.append(_new_colour(colours, rng))
-        pixels[mask] = colours[-1]
+        colors.append(_new_color(colors, rng))
+        pixels[mask] = colors[-1]
         shapes = [replace(shape, visible=shape.visible & ~mask) for shape in shapes]
         shapes.append(_Shape(category, mask, int(mask.sum())))
     return pixels, shapes
@@ -164,7 +164,7 @@ def _background(size: int, rng: random.Random) -> np.ndarray:
 
 
 def _place(category: Category, size: int, shapes: list[_Shape], rng: random.Random) -> np.ndarray | None:
-    """The pixels of a new shape, bool [size,size]; None if none was found that leaves enough of the others."""
+    """Return the pixels of a new shape, bool [size,size]; None if all attempts cover too much of other shapes."""
     for _ in range(_ATTEMPTS):
         mask = _random_mask(category.name, size, rng)
         if all((shape.visible & ~mask).sum() >= _MIN_VISIBLE * shape.num_pixels for shape in shapes):
@@ -189,8 +189,8 @@ def _random_mask(name: str, size: int, rng: random.Random) -> np.ndarray:
     return np.array(canvas)
 
 
-def _new_colour(colours: list[np.ndarray], rng: random.Random) -> np.ndarray:
+def _new_color(colors: list[np.ndarray], rng: random.Random) -> np.ndarray:
     while True:
-        colour = np.array([rng.randint(0, 255) for _ in range(3)])
-        if all(np.abs(colour - other).max() >= _MIN_CONTRAST for other in colours):
-            return colour
+        color = np.array([rng.randint(0, 255) for _ in range(3)])
+        if all(np.abs(color - other).max() >= _MIN_CONTRAST for other in colors):
+            return color

@@ -1,7 +1,7 @@
-"""What happens to a picture and its boxes before the network sees them.
+"""Transforms of images and their boxes.
 
-A transform takes a picture, its boxes (xyxy in pixels), their labels and a source of random numbers, and returns the
-first three anew.
+A transform takes an image, its boxes (xyxy in pixels), their labels and a random number generator, and returns the
+transformed image, boxes and labels.
 """
 
 from __future__ import annotations
@@ -17,26 +17,29 @@ from torch import Tensor
 
 from detr_fast.images import resize_shape
 
-Labelled: TypeAlias = tuple[Image.Image, Tensor, Tensor]  # RGB picture, boxes float32 [t,4], labels int64 [t]
-Transform: TypeAlias = Callable[[Image.Image, Tensor, Tensor, random.Random], Labelled]
+Labeled: TypeAlias = tuple[Image.Image, Tensor, Tensor]  # RGB image, boxes float32 [t,4], labels int64 [t]
+Transform: TypeAlias = Callable[[Image.Image, Tensor, Tensor, random.Random], Labeled]
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """The training augmentation of DETR (Carion et al. 2020, section 4).
 
-    A horizontal flip; then either a resize, or a resize to a middle size, a random crop and the first resize again.
-    Every resize keeps the aspect ratio and names the length of the shorter side.
+    A random horizontal flip is followed by a final resize, or, with probability ``crop``, by a resize to an
+    intermediate size, a random crop and the final resize. Each resize keeps the aspect ratio.
 
-    Attributes:
-        scales: shorter sides in pixels, one of which is drawn for the final resize.
-        max_size: limit of the longer side there, None for no limit.
+    Args:
+        scales: lengths in pixels, one of which is drawn for the shorter side in the final resize.
+        max_size: maximum length of the longer side after the final resize; None for no limit.
         flip: probability of the flip.
-        crop: probability of the way with the crop.
-        middle_scales: shorter sides before the crop.
-        middle_max_size: limit of the longer side there.
-        crop_min: smallest side of the crop in pixels; a shorter side of the picture is taken whole.
-        crop_max: largest side of the crop.
+        crop: probability of the crop.
+        middle_scales: lengths in pixels, one of which is drawn for the shorter side before the crop.
+        middle_max_size: maximum length of the longer side before the crop; None for no limit.
+        crop_min: minimum side of the crop in pixels; a shorter side of the image is not cropped.
+        crop_max: maximum side of the crop in pixels.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
 
     scales: tuple[int, ...] = tuple(range(480, 801, 32))
@@ -52,26 +55,27 @@ class Augmentation:
         for name in ("scales", "middle_scales"):
             sizes = getattr(self, name)
             if not sizes or min(sizes) < 1:
-                raise ValueError(f"augmentation: {name} must hold at least one length above 0, got {sizes}")
+                raise ValueError(f"augmentation: {name} must contain at least one length, all above 0, got {sizes}")
         for name in ("flip", "crop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"augmentation: {name} is a probability from 0 to 1, got {getattr(self, name)}")
         if not 1 <= self.crop_min <= self.crop_max:
             raise ValueError(
-                f"augmentation: 1 <= crop_min <= crop_max must hold, got {self.crop_min} and {self.crop_max}"
+                f"augmentation: crop_min and crop_max must satisfy 1 <= crop_min <= crop_max, "
+                f"got {self.crop_min} and {self.crop_max}"
             )
 
     @classmethod
     def detr(cls) -> Augmentation:
-        """As in the original code: the middle resize has no limit."""
+        """The augmentation of facebookresearch/detr, without a limit of the longer side before the crop."""
         return cls()
 
     @classmethod
     def mmdet(cls) -> Augmentation:
-        """As in MMDetection: the middle resize is limited to 1333 as well."""
+        """The augmentation of MMDetection, which limits the longer side before the crop to 1333 pixels."""
         return cls(middle_max_size=1333)
 
-    def __call__(self, image: Image.Image, boxes: Tensor, labels: Tensor, rng: random.Random) -> Labelled:
+    def __call__(self, image: Image.Image, boxes: Tensor, labels: Tensor, rng: random.Random) -> Labeled:
         if rng.random() < self.flip:
             image, boxes = _flip(image, boxes)
         if rng.random() >= 1 - self.crop:
@@ -91,7 +95,15 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Resize:
-    """The transform of evaluation: the shorter side becomes ``shorter`` pixels, the longer at most ``longest``."""
+    """The transform of evaluation: a resize that keeps the aspect ratio.
+
+    Args:
+        shorter: length in pixels of the shorter side.
+        longest: maximum length of the longer side; None for no limit.
+
+    Raises:
+        ValueError: ``shorter`` is below 1.
+    """
 
     shorter: int = 800
     longest: int | None = 1333
@@ -100,12 +112,22 @@ class Resize:
         if self.shorter < 1:
             raise ValueError(f"resize: shorter must be above 0, got {self.shorter}")
 
-    def __call__(self, image: Image.Image, boxes: Tensor, labels: Tensor, rng: random.Random) -> Labelled:
+    def __call__(self, image: Image.Image, boxes: Tensor, labels: Tensor, rng: random.Random) -> Labeled:
         return *_resize(image, boxes, self.shorter, self.longest), labels
 
 
 def clip_boxes(boxes: Tensor, labels: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
-    """Boxes [t,4] (xyxy) cut to a picture of that size, and their labels, without those that have no area left."""
+    """Clip boxes to an image and remove those without area.
+
+    Args:
+        boxes: Boxes [t,4], xyxy in pixels.
+        labels: Labels [t].
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+
+    Returns:
+        The remaining boxes [n,4] and labels [n].
+    """
     limits = torch.tensor([width, height, width, height], dtype=boxes.dtype)
     clipped = boxes.clamp(min=0).minimum(limits)
     keep = (clipped[:, 2:] > clipped[:, :2]).all(1)
@@ -124,7 +146,7 @@ def _resize(image: Image.Image, boxes: Tensor, shorter: int, longest: int | None
     return image.resize((width, height), Image.Resampling.BILINEAR), boxes * ratio
 
 
-def _crop(image: Image.Image, boxes: Tensor, labels: Tensor, region: tuple[int, int, int, int]) -> Labelled:
+def _crop(image: Image.Image, boxes: Tensor, labels: Tensor, region: tuple[int, int, int, int]) -> Labeled:
     left, top, right, bottom = region
     shifted = boxes - torch.tensor([left, top, left, top])
     return image.crop(region), *clip_boxes(shifted, labels, right - left, bottom - top)

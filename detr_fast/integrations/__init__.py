@@ -1,4 +1,5 @@
-"""Other people's detectors on our hot paths; import the module of the library at hand.
+"""Integrations that run the ops of this package in detectors of other libraries, the host libraries.
 
-``huggingface`` for transformers, ``rfdetr`` for RF-DETR, ``mmdet`` for MMDetection 3.
+``detr_fast.integrations.huggingface`` is the integration of transformers, ``detr_fast.integrations.rfdetr`` that of
+RF-DETR, and ``detr_fast.integrations.mmdet`` that of MMDetection 3. Importing one requires its host library.
 """

@@ -1,10 +1,10 @@
-"""MMDetection 3 on our hot paths, by its registries. In a configuration of a DETR::
+"""The integration of MMDetection 3, through its registries. In the configuration of a DETR::
 
     custom_imports = dict(imports=["detr_fast.integrations.mmdet"])
     model = dict(type="FastDETR", bbox_head=dict(type="FastDETRHead"),
                  train_cfg=dict(assigner=dict(type="FastHungarianAssigner")))
 
-All settings stay what they are, and so do matches, losses, their names and checkpoints.
+All other settings are kept, and matches, losses, their names and checkpoints do not change.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from detr_fast.ops.weights import LossWeights, MatchWeights
 TESTED_VERSIONS = ("3.3",)
 require_version("mmdet", TESTED_VERSIONS)
 
-from mmdet.models.dense_heads import DETRHead  # noqa: E402  (once it is known to be one that we know)
+from mmdet.models.dense_heads import DETRHead  # noqa: E402  (after the check of its version)
 from mmdet.models.detectors import DETR  # noqa: E402
 from mmdet.models.layers import SinePositionalEncoding  # noqa: E402
 from mmdet.models.losses import CrossEntropyLoss, FocalLoss, GIoULoss, L1Loss  # noqa: E402
@@ -43,11 +43,18 @@ from mmdet.utils import reduce_mean  # noqa: E402
 
 __all__ = ["TESTED_VERSIONS", "FastDETR", "FastDETRHead", "FastHungarianAssigner", "FastSinePositionalEncoding"]
 
-IOU_EPS = 1e-6  # smallest area, in squared pixels, of MMDetection's overlaps
+IOU_EPS = 1e-6  # smallest area, in squared pixels, in the overlaps of MMDetection
 
 
 def match_weights(match_costs: Sequence[Any]) -> MatchWeights | None:
-    """MMDetection's match costs as ours; None where some of them we don't have."""
+    """Convert match costs of MMDetection to :class:`MatchWeights`.
+
+    Args:
+        match_costs: The costs of an assigner.
+
+    Returns:
+        The weights; None if ``match_cost`` does not support one of the costs.
+    """
     weights = MatchWeights(0.0, 0.0, 0.0, giou_eps=IOU_EPS)
     if len({type(cost) for cost in match_costs}) < len(match_costs):
         return None
@@ -70,17 +77,31 @@ def match_weights(match_costs: Sequence[Any]) -> MatchWeights | None:
 
 @TASK_UTILS.register_module()
 class FastHungarianAssigner(HungarianAssigner):
-    """MMDetection's assigner; costs of class (softmax or focal), L1 and GIoU in one call, the others its own."""
+    """The Hungarian assigner of MMDetection.
+
+    Class costs (softmax or focal), L1 and GIoU are computed in one call; other costs are computed by MMDetection.
+    """
 
     @torch.no_grad()
     def assign(self, pred_instances: Any, gt_instances: Any, img_meta: Any = None, **kwargs: Any) -> AssignResult:
+        """Assign the queries of an image to its targets.
+
+        Args:
+            pred_instances: ``scores`` [Q,C], which are logits, and ``bboxes`` [Q,4], xyxy in pixels.
+            gt_instances: ``labels`` [T] and ``bboxes`` [T,4], xyxy in pixels.
+            img_meta: Meta information of the image with its ``img_shape``.
+            **kwargs: Ignored.
+
+        Returns:
+            For each query the one-based index of its target, 0 if it is unassigned, and the label of the target.
+        """
         num_targets, num_queries = len(gt_instances), len(pred_instances)
         weights = match_weights(self.match_costs)
         if weights is not None and num_targets and num_queries:
             size = img_meta["img_shape"]
             weights = replace(weights, box_scale=_side([size]))
             targets = _pack([gt_instances], [size])
-            boxes = _normalise(pred_instances.bboxes, size)
+            boxes = _normalize(pred_instances.bboxes, size)
             cost = ops.match_cost(pred_instances.scores[None, None], boxes[None, None], targets, weights=weights)
         else:
             costs = (
@@ -96,21 +117,29 @@ class FastHungarianAssigner(HungarianAssigner):
                 torch.stack(costs).sum(0).T[None] if costs else torch.zeros(1, num_targets, num_queries, device=device)
             )
         query = ops.batch_linear_sum_assignment(cost, [num_targets])[0]  # [T]
-        # One place more than there are queries takes the targets without one.
-        places = query.where(query >= 0, num_queries)
+        # Unassigned targets are written to an extra row, which is then dropped.
+        rows = query.where(query >= 0, num_queries)
         assigned = torch.zeros(num_queries + 1, dtype=torch.int64, device=query.device)
-        assigned[places] = torch.arange(1, num_targets + 1, device=query.device)
+        assigned[rows] = torch.arange(1, num_targets + 1, device=query.device)
         labels = torch.full((num_queries + 1,), -1, dtype=torch.int64, device=query.device)
-        labels[places] = gt_instances.labels
+        labels[rows] = gt_instances.labels
         return AssignResult(num_targets, assigned[:-1], None, labels=labels[:-1])
 
 
 @MODELS.register_module()
 class FastSinePositionalEncoding(SinePositionalEncoding):
-    """MMDetection's sine positional encoding."""
+    """The sine positional encoding of MMDetection."""
 
     def forward(self, mask: Tensor | None, input: Tensor | None = None) -> Tensor:
-        """Encode a padding mask [B,H,W], not 0 = padding, or without one the cells of a map [B,d,H,W]: [B,2F,H,W]."""
+        """Encode the cells of a feature map.
+
+        Args:
+            mask: Padding mask [B,H,W], nonzero where padded; None without padding.
+            input: Feature map [B,d,H,W], of which only the shape and the device are used; needed if there is no mask.
+
+        Returns:
+            The encoding [B,2F,H,W].
+        """
         batch = 1
         if mask is None:
             assert input is not None
@@ -130,7 +159,7 @@ class FastSinePositionalEncoding(SinePositionalEncoding):
 
 @MODELS.register_module()
 class FastDETR(DETR):
-    """MMDetection's DETR, which builds its positional encoding past the registry, with ours."""
+    """The DETR of MMDetection, which builds its positional encoding without the registry, with the fast encoding."""
 
     positional_encoding: Any  # first its options, then the module
 
@@ -142,17 +171,17 @@ class FastDETR(DETR):
 
 @MODELS.register_module()
 class FastDETRHead(DETRHead):
-    """MMDetection's DETR head; all decoder layers are matched and their losses computed in one call to each op.
+    """The DETR head of MMDetection, with one call to each op for all decoder layers.
 
-    Of the losses it takes CrossEntropyLoss (with ``bg_cls_weight``) or FocalLoss, L1Loss and GIoULoss, and of the match
-    costs those of :class:`FastHungarianAssigner`; with others it computes as its base class does.
+    The losses CrossEntropyLoss (with ``bg_cls_weight``) or FocalLoss, L1Loss and GIoULoss, and the match costs of
+    :class:`FastHungarianAssigner` are supported. With other losses or costs the base class computes the losses.
     """
 
     def __init__(self, *args: Any, loss_cls: Any = None, **kwargs: Any) -> None:
         loss_cls = dict(loss_cls or {"type": "CrossEntropyLoss", "bg_cls_weight": 0.1, "class_weight": 1.0})
         class_weight = loss_cls.get("class_weight")
         background = loss_cls.pop("bg_cls_weight", class_weight)
-        if class_weight is not None:  # the base class does this for no class but itself
+        if class_weight is not None:  # the base class does this only if the type is exactly DETRHead
             num_classes = kwargs["num_classes"] if "num_classes" in kwargs else args[0]
             loss_cls["class_weight"] = [float(class_weight)] * num_classes + [float(background)]
         super().__init__(*args, loss_cls=loss_cls, **kwargs)
@@ -161,12 +190,24 @@ class FastDETRHead(DETRHead):
 
     def loss_by_feat(
         self,
-        all_layers_cls_scores: Tensor,  # [L,B,Q,C]
-        all_layers_bbox_preds: Tensor,  # [L,B,Q,4]
+        all_layers_cls_scores: Tensor,
+        all_layers_bbox_preds: Tensor,
         batch_gt_instances: list[Any],
         batch_img_metas: list[dict[str, Any]],
         batch_gt_instances_ignore: None = None,
     ) -> dict[str, Tensor]:
+        """Compute the losses of all decoder layers.
+
+        Args:
+            all_layers_cls_scores: Class logits [L,B,Q,C].
+            all_layers_bbox_preds: Boxes [L,B,Q,4], cxcywh in [0,1].
+            batch_gt_instances: ``labels`` [t] and ``bboxes`` [t,4], xyxy in pixels, of each image.
+            batch_img_metas: Meta information of each image with its ``img_shape``.
+            batch_gt_instances_ignore: Not supported, as in the base class.
+
+        Returns:
+            The losses by the names of MMDetection.
+        """
         sizes = [meta["img_shape"] for meta in batch_img_metas]
         match = match_weights(getattr(self.assigner, "match_costs", [None]))
         loss = self._loss_weights(_side(sizes))
@@ -194,7 +235,9 @@ class FastDETRHead(DETRHead):
             num_boxes=num_boxes,
             class_normalizer=class_normalizer.clamp(min=1),
         )
-        if loss.class_loss == "focal":  # divided by this rank's pairs, unless they are synchronised
+        if (
+            loss.class_loss == "focal"
+        ):  # divided by the pairs of this rank, unless the divisor is averaged over the ranks
             positives = reduce_mean(matched) if self.sync_cls_avg_factor else matched
             terms["loss_ce"] = terms["loss_ce"] * num_boxes / positives.clamp(min=1)
         names = {"loss_cls": ("loss_ce", self.loss_cls), "loss_bbox": ("loss_bbox", self.loss_bbox)}
@@ -214,19 +257,21 @@ class FastDETRHead(DETRHead):
             focal = {"focal_alpha": self.loss_cls.alpha, "focal_gamma": self.loss_cls.gamma}
             return replace(weights, class_loss="focal", no_object=0.0, **focal)
         of_classes = self.loss_cls.class_weight
-        plain = type(self.loss_cls) is CrossEntropyLoss and not self.loss_cls.use_sigmoid and not self.loss_cls.use_mask
-        if plain and of_classes is not None and all(weight == 1 for weight in of_classes[:-1]):
+        softmax = (
+            type(self.loss_cls) is CrossEntropyLoss and not self.loss_cls.use_sigmoid and not self.loss_cls.use_mask
+        )
+        if softmax and of_classes is not None and all(weight == 1 for weight in of_classes[:-1]):
             return replace(weights, no_object=self.bg_cls_weight, min_class_normalizer=1.0)
         return None
 
 
 def _side(sizes: Sequence[tuple[int, int]]) -> float:
-    """Pixels to which the unit of normalised boxes comes, such that areas are those of the mean image."""
+    """Return the side in pixels of a square with the mean area of the images, the scale of normalized boxes."""
     return math.sqrt(sum(height * width for height, width in sizes) / len(sizes))
 
 
-def _normalise(corners: Tensor, size: tuple[int, int]) -> Tensor:
-    """Corners in pixels [N,4] to centres and sizes as fractions of the image."""
+def _normalize(corners: Tensor, size: tuple[int, int]) -> Tensor:
+    """Convert boxes [N,4] from xyxy in pixels to cxcywh as fractions of the image."""
     height, width = size
     boxes = corners / corners.new_tensor([width, height, width, height])
     return torch.cat(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), -1)
@@ -235,11 +280,11 @@ def _normalise(corners: Tensor, size: tuple[int, int]) -> Tensor:
 def _pack(instances: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> Targets:
     return Targets.from_list(
         [
-            {"labels": image.labels, "boxes": _normalise(_as_tensor(image.bboxes), size)}
+            {"labels": image.labels, "boxes": _normalize(_as_tensor(image.bboxes), size)}
             for image, size in zip(instances, sizes, strict=True)
         ]
     )
 
 
 def _as_tensor(boxes: Any) -> Tensor:
-    return boxes if isinstance(boxes, Tensor) else boxes.tensor  # MMDetection's own box type holds one
+    return boxes if isinstance(boxes, Tensor) else boxes.tensor  # a box type of MMDetection that contains a tensor

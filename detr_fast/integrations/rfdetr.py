@@ -1,4 +1,4 @@
-"""RF-DETR on our hot paths: all layers and query groups in one call to each.
+"""The integration of RF-DETR: one call to each op for all layers and query groups.
 
 >>> accelerate(criterion)
 """
@@ -21,7 +21,7 @@ from detr_fast.ops.weights import LossWeights, MatchWeights
 TESTED_VERSIONS = ("1.11",)
 require_version("rfdetr", TESTED_VERSIONS)
 
-from rfdetr.models.criterion import SetCriterion  # noqa: E402  (once it is known to be one that we know)
+from rfdetr.models.criterion import SetCriterion  # noqa: E402  (after the check of its version)
 from rfdetr.models.matcher import HungarianMatcher  # noqa: E402
 
 __all__ = ["TESTED_VERSIONS", "FastCriterion", "FastMatcher", "accelerate", "restore"]
@@ -31,26 +31,27 @@ Criterion = TypeVar("Criterion", bound=nn.Module)
 
 
 def accelerate(criterion: Criterion, matcher: bool = True, loss: bool = True) -> Criterion:
-    """Let RF-DETR's criterion compute with our ops; losses, gradients and matches stay what they are.
+    """Run the criterion of RF-DETR on the ops of this package; losses, gradients and matches do not change.
 
-    Only this instance changes, in place; calling it again replaces the choice. What is not plain detection (masks,
-    keypoints, fixed-size target padding) and what is not finite goes RF-DETR's own way, as before.
+    The criterion is modified in place, and other instances are not affected. A second call replaces the selection of
+    the first. Masks, keypoints, fixed-size target padding and costs that are not finite are computed by RF-DETR.
 
     Args:
-        criterion: as ``rfdetr.models.build_criterion_from_config`` builds it.
-        matcher: match all layers and groups in one call.
-        loss: compute class and box losses of all layers in one call, with ``ia_bce_loss``, RF-DETR's default.
+        criterion: A criterion built by ``rfdetr.models.build_criterion_from_config``.
+        matcher: Whether to match all layers and groups in one call.
+        loss: Whether to compute the class and box losses of all layers in one call. This applies to ``ia_bce_loss``,
+            the default of RF-DETR.
 
     Returns:
         The criterion.
 
     Raises:
-        ValueError: it is no criterion of RF-DETR's, or one with a matcher of its own.
+        ValueError: The criterion is not one of RF-DETR, or has a custom matcher.
     """
     restore(criterion)
     if type(criterion) is not SetCriterion or type(criterion.matcher) is not HungarianMatcher:
         raise ValueError(
-            f"expected RF-DETR's own SetCriterion with its HungarianMatcher, got {type(criterion).__name__} with "
+            f"expected the SetCriterion of RF-DETR with its HungarianMatcher, got {type(criterion).__name__} with "
             f"{type(getattr(criterion, 'matcher', None)).__name__}"
         )
     if matcher:
@@ -61,7 +62,7 @@ def accelerate(criterion: Criterion, matcher: bool = True, loss: bool = True) ->
 
 
 def restore(criterion: Criterion) -> Criterion:
-    """Undo :func:`accelerate`; a criterion that was never accelerated stays as it is."""
+    """Undo :func:`accelerate`; any other criterion is unchanged."""
     if type(criterion) is FastCriterion:
         criterion.__class__ = SetCriterion
     if type(getattr(criterion, "matcher", None)) is FastMatcher:
@@ -70,7 +71,7 @@ def restore(criterion: Criterion) -> Criterion:
 
 
 class FastMatcher(HungarianMatcher):
-    """RF-DETR's matcher, which its criterion asks for all layers at once."""
+    """The matcher of RF-DETR, which matches all layers in one call."""
 
     @torch.no_grad()
     def _match_many(
@@ -84,7 +85,16 @@ class FastMatcher(HungarianMatcher):
         return [to_pairs(of_layer, packed, num_queries) for of_layer in index]
 
     def match(self, outputs_list: Sequence[Output], targets: Targets, groups: int) -> Tensor | None:
-        """The query of each target, int64 [L,G,T]; None where costs on a CPU are not finite."""
+        """Match all layers.
+
+        Args:
+            outputs_list: The outputs of L layers.
+            targets: The targets.
+            groups: Number of query groups G.
+
+        Returns:
+            The query of each target, int64 [L,G,T]; None if costs on a CPU are not finite.
+        """
         weights = MatchWeights(
             self.cost_class,
             self.cost_bbox,
@@ -97,14 +107,14 @@ class FastMatcher(HungarianMatcher):
         cost = ops.match_cost(logits, boxes, targets, weights=weights, groups=groups)
         if cost.device.type == "cpu" and not cost.isfinite().all():
             return None
-        worst = torch.finfo(cost.dtype).max
-        cost.nan_to_num_(nan=worst, posinf=worst, neginf=worst)
+        largest = torch.finfo(cost.dtype).max
+        cost.nan_to_num_(nan=largest, posinf=largest, neginf=largest)
         index = ops.batch_linear_sum_assignment(cost, targets, groups=groups)
         return index.view(len(logits), groups, targets.num_targets)
 
 
 class FastCriterion(SetCriterion):
-    """RF-DETR's criterion, its losses computed for all layers at once."""
+    """The criterion of RF-DETR, which computes the losses of all layers in one call."""
 
     def forward(
         self, outputs: Output, targets: list[Output], num_boxes: Tensor | float | None = None
@@ -115,8 +125,8 @@ class FastCriterion(SetCriterion):
         if "enc_outputs" in outputs:
             layers.append(outputs["enc_outputs"])
             suffixes.append("_enc")
-        ours = self.ia_bce_loss and self.losses == ["labels", "boxes", "cardinality"]
-        packed = pack_targets(targets) if ours and is_plain_detection(layers, targets) else None
+        supported = self.ia_bce_loss and self.losses == ["labels", "boxes", "cardinality"]
+        packed = pack_targets(targets) if supported and is_plain_detection(layers, targets) else None
         if packed is None:
             return super().forward(outputs, targets, num_boxes)
         groups = self.group_detr if self.training else 1
@@ -141,14 +151,14 @@ class FastCriterion(SetCriterion):
 
 
 def is_plain_detection(layers: Sequence[Output], targets: Sequence[Output]) -> bool:
-    """Whether boxes and classes are all there is to match, and the layers are of one shape."""
+    """Return whether only boxes and classes are matched, and all layers have the same shape."""
     extra = {"masks", "keypoints", "valid"}
     shapes = {layer["pred_logits"].shape for layer in layers}
     return bool(targets) and not any(extra & target.keys() for target in targets) and len(shapes) == 1
 
 
 def pack_targets(targets: Sequence[Output]) -> Targets | None:
-    """The targets of a batch; None where RF-DETR's own path has to say what is wrong with them."""
+    """Pack the targets of a batch; None if they are invalid, which RF-DETR reports."""
     try:
         return Targets.from_list(targets)
     except ValueError:
@@ -156,7 +166,7 @@ def pack_targets(targets: Sequence[Output]) -> Targets | None:
 
 
 def stack_layers(layers: Sequence[Output]) -> tuple[Tensor, Tensor]:
-    """Logits [L,B,Q,C] and boxes [L,B,Q,4]."""
+    """Stack the outputs of L layers to logits [L,B,Q,C] and boxes [L,B,Q,4]."""
     return torch.stack([layer["pred_logits"] for layer in layers]), torch.stack([x["pred_boxes"] for x in layers])
 
 

@@ -1,4 +1,4 @@
-"""Which releases of a library are known to work."""
+"""The releases of host libraries that the integrations support."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 class UntestedVersionError(RuntimeError):
-    """The installed library is missing, or a release that these integrations were never tried with."""
+    """A host library is not installed, or its release is not one that the integration is tested with."""
 
 
 def require_version(package: str, tested: Sequence[str]) -> None:
-    """Check that one of the ``tested`` releases, named as in "5.23", is installed.
+    """Check that a tested release of a library is installed.
+
+    Args:
+        package: Name of the library.
+        tested: The tested releases, for example "5.23".
 
     Raises:
-        UntestedVersionError: it is not; the message names the releases that are tested.
+        UntestedVersionError: No tested release is installed; the message lists the tested releases.
     """
     known = ", ".join(f"{release}.*" for release in tested)
     try:
         found = version(package)
     except PackageNotFoundError:
-        raise UntestedVersionError(f"{package} is not installed; releases that are tested: {known}") from None
+        raise UntestedVersionError(f"{package} is not installed; the tested releases are {known}") from None
     if not any(found == release or found.startswith(f"{release}.") for release in tested):
         raise UntestedVersionError(
-            f"{package} {found} is installed, and how to patch it is not known; releases that are tested: {known} "
+            f"{package} {found} is installed and not tested with this integration; the tested releases are {known} "
             f"(pip install '{package}=={tested[-1]}.*')"
         )

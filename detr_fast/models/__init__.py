@@ -1,4 +1,4 @@
-"""The model: backbone, position encoding, transformer, DETR, checkpoints and prediction."""
+"""The DETR network: backbone, position encoding and transformer, its construction from weights, and inference."""
 
 from detr_fast.checkpoints.state_dict import CheckpointError, load_backbone_weights, load_weights, read_state_dict
 from detr_fast.models.convert import convert_checkpoint

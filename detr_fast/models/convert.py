@@ -1,4 +1,4 @@
-"""Checkpoint files from one format to another."""
+"""Conversion of checkpoint files between formats."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from detr_fast.checkpoints.architecture import architecture_of, to_huggingface_config
-from detr_fast.checkpoints.formats import Format, convert_classes, from_original, recognise, to_original
+from detr_fast.checkpoints.formats import Format, convert_classes, from_original, recognize_format, to_original
 from detr_fast.checkpoints.state_dict import CheckpointError, read_state_dict, shorten
 from detr_fast.models.detr import DETR
 
@@ -18,22 +18,23 @@ from detr_fast.models.detr import DETR
 def convert_checkpoint(
     source: str | Path, target: str | Path, to: Format, *, num_classes: int | None = None, num_heads: int = 8
 ) -> str:
-    """Convert a DETR's weights; nothing may be missing from them or left over.
+    """Convert the weights of a DETR to another format.
 
     Args:
-        source: a file as for :func:`read_state_dict`, in any format that :func:`recognise` knows.
-        target: a file, .safetensors or else as the original's (``{"model": weights}``); for Hugging Face's formats a
-            directory, which ``DetrForObjectDetection.from_pretrained`` loads.
-        to: the format to write.
-        num_classes: 80 or 91 to convert a head for COCO, None to leave it.
-        num_heads: of the transformer, for the configuration.
+        source: A file as for :func:`read_state_dict`, in any format that :func:`recognize_format` knows.
+        target: A .safetensors file, or any other file for ``torch.save`` (``{"model": weights}``). For the formats of
+            Hugging Face, a directory that ``DetrForObjectDetection.from_pretrained`` loads.
+        to: The format to write: ``"original"`` (facebookresearch/detr), ``"huggingface"``, ``"huggingface_timm"``,
+            ``"mmdet2"`` or ``"mmdet3"``.
+        num_classes: 80 or 91 to convert a class head for COCO; None to keep it.
+        num_heads: Number of attention heads, which the configuration of Hugging Face's formats needs.
 
     Returns:
-        What was done, in a sentence.
+        A message that describes the conversion.
 
     Raises:
-        CheckpointError: the source cannot be read, is no DETR's, or has no place in the format; or the name of
-            ``target`` doesn't fit the format.
+        CheckpointError: The source cannot be read, is not a complete DETR, or cannot be represented in the format; or
+            the name of ``target`` does not fit the format.
     """
     target = Path(target)
     as_directory = to.startswith("huggingface")
@@ -55,15 +56,15 @@ def convert_checkpoint(
     else:
         torch.save({"model": converted}, target)
     classes = state_dict["class_embed.bias"].shape[0] - 1
-    return f"{source} ({recognise(given)}) -> {target} ({to}): {len(converted)} tensors, {classes} classes"
+    return f"{source} ({recognize_format(given)}) -> {target} ({to}): {len(converted)} tensors, {classes} classes"
 
 
 def _check_complete(state_dict: dict[str, Tensor]) -> None:
-    """Raise CheckpointError where names are missing or left over for a DETR of this architecture."""
+    """Raise CheckpointError if names are missing or unknown for a DETR of this architecture."""
     with torch.device("meta"):
         expected = DETR(**architecture_of(state_dict), num_heads=1).state_dict().keys()
-    missing, left = sorted(expected - state_dict.keys()), sorted(state_dict.keys() - expected)
-    faults = {"missing from the checkpoint": missing, "without a place in a DETR": left}
+    missing, unknown = sorted(expected - state_dict.keys()), sorted(state_dict.keys() - expected)
+    faults = {"missing from the checkpoint": missing, "not part of a DETR": unknown}
     lines = [f"{len(names)} {kind}: {shorten(names)}" for kind, names in faults.items() if names]
     if lines:
-        raise CheckpointError("the checkpoint is not whole:\n  " + "\n  ".join(lines))
+        raise CheckpointError("the checkpoint is not a complete DETR:\n  " + "\n  ".join(lines))

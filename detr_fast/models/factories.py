@@ -1,4 +1,4 @@
-"""The models of the paper by their names, with weights from wherever they lie."""
+"""The models of the DETR paper by name, with or without pretrained weights."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ COCO_CLASSES = 91
 def build_detr(
     backbone: str, num_classes: int | None = None, weights: str | Path | None = None, **overrides: Any
 ) -> DETR:
-    """Build a DETR, with weights or without.
+    """Build a DETR with or without pretrained weights.
 
     Args:
-        backbone: a name of ``BACKBONES``.
-        num_classes: without no-object. None takes the weights' number, and COCO's 91 where there are none. With another
-            number than the weights' everything but the class head is loaded, and a warning says so.
-        weights: a checkpoint file (.pth or .safetensors; the original's, Hugging Face's or MMDetection's), a directory
-            written by ``save_pretrained``, ours or transformers', or a repository of one on the Hugging Face hub.
-            None gives a random model.
-        **overrides: any other argument of :class:`DETR`.
+        backbone: A name in :data:`BACKBONES`.
+        num_classes: Number of classes without no-object. None stands for the number of the weights, or COCO's 91
+            without weights. If it is not the number of the weights, all weights but those of the class head are loaded,
+            and a warning is logged.
+        weights: A checkpoint file (.pth or .safetensors) of facebookresearch/detr, Hugging Face or MMDetection; a
+            directory written by ``save_pretrained`` of this library or transformers; or the id of such a repository on
+            the Hugging Face Hub. None initializes the model with random weights.
+        **overrides: Other arguments of :class:`DETR`.
 
     Returns:
-        The model, in evaluation mode where it has weights, else in training mode.
+        The model, in evaluation mode with weights, in training mode without.
 
     Raises:
-        FileNotFoundError: the weights are nowhere.
-        CheckpointError: they cannot be read, or are another model's.
+        FileNotFoundError: The weights do not exist.
+        CheckpointError: The weights cannot be read, or are those of another model.
     """
     if weights is None:
         return DETR(COCO_CLASSES if num_classes is None else num_classes, backbone=backbone, **overrides)
@@ -39,7 +40,7 @@ def build_detr(
 
 
 def detr_resnet50(num_classes: int | None = None, weights: str | Path | None = None, **overrides: Any) -> DETR:
-    """DETR with a ResNet-50, the paper's base model; see :func:`build_detr`."""
+    """DETR with a ResNet-50, the base model of the paper; see :func:`build_detr`."""
     return build_detr("resnet50", num_classes, weights, **overrides)
 
 

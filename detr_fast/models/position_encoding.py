@@ -1,4 +1,4 @@
-"""Position encodings of a feature map, as the transformer takes them: [B,H*W,2F], the map's rows one after another."""
+"""Position encodings of the cells of a feature map, in row-major order: [B,H*W,2F]."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from detr_fast import ops
 
 
 class SinePositionEncoding(nn.Module):
-    """Fixed encoding in sines and cosines over the part of the map that is not padding.
+    """Fixed sine and cosine encoding of positions in the unpadded part of the feature map.
 
     Args:
-        num_feats: features F per axis, even.
+        num_feats: Number of features F per axis, even.
     """
 
     def __init__(self, num_feats: int) -> None:
@@ -20,15 +20,23 @@ class SinePositionEncoding(nn.Module):
         self.num_feats = num_feats
 
     def forward(self, mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Encode a padding mask, bool [B,H,W], True = padding -> [B,H*W,2F]."""
+        """Encode the cells of a feature map.
+
+        Args:
+            mask: Padding mask, bool [B,H,W], True where padded.
+            dtype: Dtype of the encoding.
+
+        Returns:
+            The encoding [B,H*W,2F].
+        """
         return ops.sine_position_encoding(mask, self.num_feats, dtype=dtype, layout="blc")
 
 
 class LearnedPositionEncoding(nn.Module):
-    """One learned vector per column and one per row, counted from the map's top left corner, padding included.
+    """Learned encoding: a vector per column and a vector per row of the padded feature map.
 
     Args:
-        num_feats: features F per axis.
+        num_feats: Number of features F per axis.
     """
 
     max_side = 50
@@ -41,10 +49,17 @@ class LearnedPositionEncoding(nn.Module):
         nn.init.uniform_(self.col_embed.weight)
 
     def forward(self, mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Encode the cells of a map with this padding mask, bool [B,H,W] -> [B,H*W,2F], columns' features first.
+        """Encode the cells of a feature map.
+
+        Args:
+            mask: Padding mask, bool [B,H,W], of which only the shape is used.
+            dtype: Dtype of the encoding.
+
+        Returns:
+            The encoding [B,H*W,2F], the features of the column first.
 
         Raises:
-            ValueError: the map is larger than 50 cells along an axis.
+            ValueError: The feature map has more than 50 rows or columns.
         """
         batch, height, width = mask.shape
         if max(height, width) > self.max_side:

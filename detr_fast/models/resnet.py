@@ -1,4 +1,4 @@
-"""Residual backbones (https://arxiv.org/abs/1512.03385) under torchvision's parameter names."""
+"""Residual backbones (https://arxiv.org/abs/1512.03385) with the parameter names of torchvision."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Norm = Callable[[int], nn.Module]  # number of channels -> normalisation
+Norm = Callable[[int], nn.Module]  # builds the normalization for a number of channels
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch normalisation with fixed statistics and fixed affine terms, all of them buffers.
+    """Batch normalization with fixed statistics and fixed affine parameters, all of which are buffers.
 
-    Detectors see too few pictures at a time for batch statistics of their own. A state dict of ``nn.BatchNorm2d``
-    loads as it is; its ``num_batches_tracked`` is dropped.
+    The batches of a detector are too small for batch statistics. A state dict of ``nn.BatchNorm2d`` can be loaded; its
+    ``num_batches_tracked`` is ignored.
+
+    Args:
+        num_features: Number of channels.
+        eps: Value added to the variance.
     """
 
     weight: Tensor
@@ -32,10 +36,11 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
 
-    def forward(self, x: Tensor) -> Tensor:  # [B,C,H,W] -> [B,C,H,W]
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize features [B,C,H,W]."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()  # [C]
         shift = self.bias - self.running_mean * scale
-        # One pass that keeps no activation for the backward pass, where F.batch_norm would keep x.
+        # A single pass that saves no activation for the backward pass, whereas F.batch_norm would save x.
         return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -44,7 +49,7 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut: the block of ResNet-18 and -34."""
+    """Two 3x3 convolutions with a shortcut: the block of ResNet-18 and ResNet-34."""
 
     expansion = 1
 
@@ -65,9 +70,9 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions around a shortcut: the block of ResNet-50 and -101.
+    """1x1, 3x3 and 1x1 convolutions with a shortcut: the block of ResNet-50 and ResNet-101.
 
-    The stride is the 3x3 convolution's, as in torchvision, not the first 1x1's, as in the paper.
+    The 3x3 convolution has the stride, as in torchvision, and not the first 1x1 convolution, as in the paper.
     """
 
     expansion = 4
@@ -91,23 +96,23 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network without its classifier: images [B,3,H,W] -> features [B,num_channels,h,w].
+    """A residual network without classifier, which maps images [B,3,H,W] to features [B,num_channels,h,w].
 
-    The stem halves the picture, its max-pool (where there is one) halves it again, and every stage after the first
-    halves it once more; ``stride`` is the product.
+    The first convolution, the optional max pooling after it, and each stage after the first have stride 2; ``stride``
+    is the product.
 
     Args:
         block: ``BasicBlock`` or ``Bottleneck``.
-        depths: blocks of each stage.
-        widths: channels of each stage, before the block's expansion.
-        stem_kernel: size of the first convolution.
-        stem_pool: whether a 3x3 max-pool of stride 2 follows it.
-        norm: normalisation for a number of channels.
-        dilate_last_stage: keep the last stage's resolution and dilate its convolutions instead ("DC5").
-        frozen: names of the modules that are not trained.
+        depths: Number of blocks of each stage.
+        widths: Number of channels of each stage, before the expansion of the block.
+        stem_kernel: Kernel size of the first convolution.
+        stem_pool: Whether a 3x3 max pooling of stride 2 follows the first convolution.
+        norm: Builds the normalization for a number of channels.
+        dilate_last_stage: Whether the last stage has stride 1 and dilated convolutions ("DC5").
+        frozen: Names of the modules that are not trained.
 
     Raises:
-        ValueError: a dilated stage of basic blocks.
+        ValueError: A stage of basic blocks would be dilated.
     """
 
     def __init__(
@@ -134,24 +139,25 @@ class ResNet(nn.Module):
             dilation = 1
             if dilate_last_stage and name == self.stages[-1]:
                 stride, dilation = 1, stride
-            # The first block of a dilated stage stays undilated, as torchvision's weights expect.
+            # The first block of a dilated stage is not dilated, as torchvision's weights require.
             blocks = [block(channels, width, stride, 1, norm)]
             channels = width * block.expansion
             blocks += [block(channels, width, 1, dilation, norm) for _ in range(depth - 1)]
             self.add_module(name, nn.Sequential(*blocks))
             self.stride *= stride
         self.num_channels = channels
-        self._initialise()
+        self._reset_parameters()
         for name in frozen:
             self.get_submodule(name).requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Compute features [B,num_channels,h,w] of images [B,3,H,W]."""
         x = self.maxpool(self.bn1(self.conv1(images)).relu_())
         for name in self.stages:
             x = self.get_submodule(name)(x)
         return x
 
-    def _initialise(self) -> None:
+    def _reset_parameters(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -164,7 +170,7 @@ BACKBONES: dict[str, Callable[[], ResNet]] = {
     "resnet50_dc5": partial(ResNet, Bottleneck, (3, 4, 6, 3), dilate_last_stage=True),
     "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
     "resnet101_dc5": partial(ResNet, Bottleneck, (3, 4, 23, 3), dilate_last_stage=True),
-    # Stride 8, for small pictures, to be trained from scratch: nothing is frozen.
+    # Stride 8 and nothing frozen, to be trained from scratch on small images.
     "resnet_tiny": partial(
         ResNet,
         BasicBlock,
@@ -179,12 +185,16 @@ BACKBONES: dict[str, Callable[[], ResNet]] = {
 
 
 def build_backbone(name: str) -> ResNet:
-    """Build a backbone by its name, with random weights.
+    """Build a backbone with random weights.
 
-    The frozen batch norms of the full-sized ones want pretrained weights: see ``load_backbone_weights``.
+    All backbones but ``resnet_tiny`` have frozen batch norms and need pretrained weights; see
+    :func:`load_backbone_weights`.
+
+    Args:
+        name: A name in :data:`BACKBONES`.
 
     Raises:
-        ValueError: there is no backbone of that name.
+        ValueError: There is no backbone of that name.
     """
     if name not in BACKBONES:
         raise ValueError(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}, or pass an nn.Module")

@@ -1,4 +1,4 @@
-"""DETR's transformer: encoder and decoder, positions added to queries and keys at every layer."""
+"""The transformer of DETR: position encodings are added to the queries and keys of each attention."""
 
 from __future__ import annotations
 
@@ -13,34 +13,39 @@ class Attention(nn.Module):
     """Multi-head attention with the parameter names of ``nn.MultiheadAttention``.
 
     Args:
-        dim: width of queries, keys and values, divisible by ``num_heads``.
-        num_heads: number of heads.
-        dropout: probability of dropping an attention weight while training.
+        dim: Number of features d of queries, keys and values, divisible by ``num_heads``.
+        num_heads: Number of heads.
+        dropout: Dropout probability of the attention weights.
     """
 
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))  # query, key and value, one below the other
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))  # of query, key and value, concatenated
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
         self.out_proj = nn.Linear(dim, dim)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(
-        self,
-        query: Tensor,  # [B,Q,d]
-        key: Tensor,  # [B,S,d]
-        value: Tensor,  # [B,S,d]
-        padding: Tensor | None = None,  # bool [B,S], True = ignore this key
-    ) -> Tensor:  # [B,Q,d]
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Attend to the keys.
+
+        Args:
+            query: Queries [B,Q,d].
+            key: Keys [B,S,d].
+            value: Values [B,S,d].
+            padding: Padding mask of the keys, bool [B,S], True where a key is ignored.
+
+        Returns:
+            The attention output [B,Q,d].
+        """
         q, k, v = (self._split_heads(x) for x in self._project(query, key, value))
         attended = F.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=None if padding is None else ~padding[:, None, None, :],  # here True = attend
+            attn_mask=None if padding is None else ~padding[:, None, None, :],  # True where a key is attended to
             dropout_p=self.dropout if self.training else 0.0,
         )
         return self.out_proj(attended.transpose(1, 2).flatten(2))
@@ -60,7 +65,15 @@ class Attention(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """What encoder and decoder layers share: self-attention, feed-forward network and the residual connections."""
+    """The common part of encoder and decoder layers: self-attention, feed-forward network and residual connections.
+
+    Args:
+        dim: Number of features d, divisible by ``num_heads``.
+        num_heads: Number of attention heads.
+        dim_feedforward: Number of hidden features of the feed-forward network.
+        dropout: Dropout probability of attention weights, hidden features and sublayer outputs.
+        pre_norm: Whether a sublayer normalizes its input instead of the sum with its output.
+    """
 
     def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
@@ -73,46 +86,72 @@ class TransformerLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def residual(self, x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """Apply a sublayer [B,N,d] -> [B,N,d] with its residual connection, dropout and normalization."""
         if self.pre_norm:
             return x + self.dropout(sublayer(norm(x)))
         return norm(x + self.dropout(sublayer(x)))
 
     def feed_forward(self, x: Tensor) -> Tensor:
+        """Apply the feed-forward network to features [B,N,d]."""
         return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
 
 class EncoderLayer(TransformerLayer):
-    def forward(
-        self,
-        x: Tensor,  # [B,S,d]
-        position: Tensor,  # [B,S,d]
-        padding: Tensor | None,  # bool [B,S]
-    ) -> Tensor:  # [B,S,d]
+    """A layer of the encoder: self-attention of the image features and a feed-forward network.
+
+    The arguments are those of :class:`TransformerLayer`.
+    """
+
+    def forward(self, x: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: Image features [B,S,d].
+            position: Position encoding [B,S,d].
+            padding: Padding mask, bool [B,S], True where padded; None without padding.
+
+        Returns:
+            Features [B,S,d].
+        """
+
         def self_attention(y: Tensor) -> Tensor:
-            placed = y + position
-            return self.self_attn(placed, placed, y, padding)
+            positioned = y + position
+            return self.self_attn(positioned, positioned, y, padding)
 
         x = self.residual(x, self.norm1, self_attention)
         return self.residual(x, self.norm2, self.feed_forward)
 
 
 class DecoderLayer(TransformerLayer):
+    """A layer of the decoder: self-attention of the queries, cross-attention to the memory, a feed-forward network.
+
+    The arguments are those of :class:`TransformerLayer`.
+    """
+
     def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float, pre_norm: bool) -> None:
         super().__init__(dim, num_heads, dim_feedforward, dropout, pre_norm)
         self.multihead_attn = Attention(dim, num_heads, dropout)
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(
-        self,
-        x: Tensor,  # [B,Q,d]
-        query_position: Tensor,  # [Q,d]
-        memory: Tensor,  # [B,S,d]
-        memory_key: Tensor,  # [B,S,d], the memory with its positions
-        padding: Tensor | None,  # bool [B,S]
-    ) -> Tensor:  # [B,Q,d]
+        self, x: Tensor, query_position: Tensor, memory: Tensor, memory_key: Tensor, padding: Tensor | None
+    ) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: Query features [B,Q,d].
+            query_position: Learned position encoding of the queries [Q,d].
+            memory: Output of the encoder [B,S,d].
+            memory_key: Output of the encoder with its position encoding added [B,S,d].
+            padding: Padding mask of the memory, bool [B,S], True where padded; None without padding.
+
+        Returns:
+            Query features [B,Q,d].
+        """
+
         def self_attention(y: Tensor) -> Tensor:
-            placed = y + query_position
-            return self.self_attn(placed, placed, y)
+            positioned = y + query_position
+            return self.self_attn(positioned, positioned, y)
 
         def cross_attention(y: Tensor) -> Tensor:
             return self.multihead_attn(y + query_position, memory_key, memory, padding)
@@ -123,34 +162,50 @@ class DecoderLayer(TransformerLayer):
 
 
 class Encoder(nn.Module):
-    """A stack of encoder layers; only pre-norm layers leave an output that needs a norm of its own."""
+    """A stack of encoder layers.
+
+    Args:
+        layers: The layers.
+        norm: Normalization of the output; ``nn.Identity`` unless the layers have ``pre_norm``.
+    """
 
     def __init__(self, layers: list[EncoderLayer], norm: nn.Module) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = norm
 
-    def forward(self, x: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:  # [B,S,d] -> [B,S,d]
+    def forward(self, x: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
+        """Encode image features; the arguments and the result are those of :meth:`EncoderLayer.forward`."""
         for layer in self.layers:
             x = layer(x, position, padding)
         return self.norm(x)
 
 
 class Decoder(nn.Module):
-    """A stack of decoder layers that returns every layer's output, normalised: [L,B,Q,d]."""
+    """A stack of decoder layers that returns the normalized output of each layer.
+
+    Args:
+        layers: The layers.
+        norm: Normalization of the outputs.
+    """
 
     def __init__(self, layers: list[DecoderLayer], norm: nn.Module) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = norm
 
-    def forward(
-        self,
-        query_position: Tensor,  # [Q,d]
-        memory: Tensor,  # [B,S,d]
-        position: Tensor,  # [B,S,d]
-        padding: Tensor | None,  # bool [B,S]
-    ) -> Tensor:  # [L,B,Q,d]
+    def forward(self, query_position: Tensor, memory: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
+        """Decode the queries.
+
+        Args:
+            query_position: Learned position encoding of the queries [Q,d].
+            memory: Output of the encoder [B,S,d].
+            position: Position encoding of the memory [B,S,d].
+            padding: Padding mask of the memory, bool [B,S], True where padded; None without padding.
+
+        Returns:
+            Query features of each layer [L,B,Q,d].
+        """
         memory_key = memory + position
         x = torch.zeros_like(query_position).expand(memory.shape[0], -1, -1)  # [B,Q,d]
         outputs = []
@@ -164,13 +219,13 @@ class Transformer(nn.Module):
     """Encoder and decoder of DETR (https://arxiv.org/abs/2005.12872, appendix A.3), batch first.
 
     Args:
-        dim: width d of the model, divisible by ``num_heads``.
-        num_heads: heads of every attention.
-        num_encoder_layers: may be 0.
-        num_decoder_layers: L.
-        dim_feedforward: width of the feed-forward networks.
-        dropout: probability in attention weights, feed-forward networks and residual connections.
-        pre_norm: normalise before each sublayer instead of after its residual connection.
+        dim: Number of features d, divisible by ``num_heads``.
+        num_heads: Number of attention heads.
+        num_encoder_layers: Number of encoder layers; may be 0.
+        num_decoder_layers: Number of decoder layers L.
+        dim_feedforward: Number of hidden features of the feed-forward networks.
+        dropout: Dropout probability of attention weights, hidden features and sublayer outputs.
+        pre_norm: Whether a sublayer normalizes its input instead of the sum with its output.
     """
 
     def __init__(
@@ -195,11 +250,18 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def forward(
-        self,
-        features: Tensor,  # [B,S,d]
-        position: Tensor,  # [B,S,d], or [1,S,d] for all images
-        query_position: Tensor,  # [Q,d]
-        padding: Tensor | None = None,  # bool [B,S], True = padding
-    ) -> Tensor:  # [L,B,Q,d]
+        self, features: Tensor, position: Tensor, query_position: Tensor, padding: Tensor | None = None
+    ) -> Tensor:
+        """Encode the features and decode the queries.
+
+        Args:
+            features: Image features [B,S,d].
+            position: Position encoding [B,S,d], or [1,S,d] if it is the same for all images.
+            query_position: Learned position encoding of the queries [Q,d].
+            padding: Padding mask, bool [B,S], True where padded; None without padding.
+
+        Returns:
+            Query features of each decoder layer [L,B,Q,d].
+        """
         memory = self.encoder(features, position, padding)
         return self.decoder(query_position, memory, position, padding)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from functools import cache
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import torch
@@ -51,6 +50,7 @@ class Signature:
         hints = get_type_hints(reference, include_extras=True)
         self.names = tuple(inspect.signature(reference).parameters)
         self.kinds = tuple(hints[name] for name in self.names)
+        self._parts = tuple(_parts(kind) if _is_structure(kind) else None for kind in self.kinds)
         self.returns = hints["return"]
         self.num_differentiable = sum(_is_differentiable(kind) for kind in self.kinds)
         if not all(map(_is_differentiable, self.kinds[: self.num_differentiable])):
@@ -65,11 +65,11 @@ class Signature:
     def schema(self) -> str:
         """The arguments as torch.library writes them."""
         parts: list[str] = []
-        for name, kind in zip(self.names, self.kinds, strict=True):
-            if _is_structure(kind):
-                parts += [f"{_schema_type(part)} {name}_{key}" for key, part in _parts(kind).items()]
-            else:
+        for name, kind, own_parts in zip(self.names, self.kinds, self._parts, strict=True):
+            if own_parts is None:
                 parts.append(f"{_schema_type(kind)} {name}")
+            else:
+                parts += [f"{_schema_type(part)} {name}_{key}" for key, part in own_parts.items()]
         return ", ".join(parts)
 
     @property
@@ -80,9 +80,9 @@ class Signature:
     def pack(self, arguments: Sequence[Any]) -> list[Any]:
         """The arguments as the schema lists them."""
         packed: list[Any] = []
-        for value, kind in zip(arguments, self.kinds, strict=True):
-            if _is_structure(kind):
-                packed += value.pack() if hasattr(kind, "pack") else [getattr(value, key) for key in _parts(kind)]
+        for value, kind, parts in zip(arguments, self.kinds, self._parts, strict=True):
+            if parts is not None:
+                packed += value.pack() if hasattr(kind, "pack") else [getattr(value, key) for key in parts]
             elif kind == Scalar and not isinstance(value, Tensor):
                 packed.append(torch.full((), value, dtype=torch.float64, device=arguments[0].device))
             else:
@@ -92,7 +92,7 @@ class Signature:
     def unpack(self, packed: Sequence[Any]) -> list[Any]:
         """The inverse of :meth:`pack`."""
         values = iter(packed)
-        return [_next_argument(values, kind) for kind in self.kinds]
+        return [_next_argument(values, kind, parts) for kind, parts in zip(self.kinds, self._parts, strict=True)]
 
 
 class CustomOp:
@@ -199,12 +199,10 @@ def _without_annotation(kind: Any) -> Any:
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
-@cache
 def _is_structure(kind: Any) -> bool:
     return hasattr(kind, "unpack") or is_dataclass(kind)
 
 
-@cache
 def _parts(kind: Any) -> dict[str, Any]:
     """The names and types of a structure's parts, in the order in which they are packed."""
     if hasattr(kind, "unpack"):
@@ -219,11 +217,11 @@ def _schema_type(kind: Any) -> str:
     return "str" if get_origin(kind) is Literal else _SCHEMA_TYPES[kind]
 
 
-def _next_argument(values: Iterator[Any], kind: Any) -> Any:
-    if not _is_structure(kind):
+def _next_argument(values: Iterator[Any], kind: Any, parts: dict[str, Any] | None) -> Any:
+    if parts is None:
         return next(values)
-    parts = [next(values) for _ in _parts(kind)]
-    return kind.unpack(*parts) if hasattr(kind, "unpack") else kind(*parts)
+    own = [next(values) for _ in parts]
+    return kind.unpack(*own) if hasattr(kind, "unpack") else kind(*own)
 
 
 def _define(name: str, schema: str, returns: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:

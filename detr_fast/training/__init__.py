@@ -1,19 +1,33 @@
-"""Training, evaluation and prediction: the matcher and criterion, the loop, and what it writes.
+"""Training, evaluation and prediction: the training loop, its configuration, and the files that it writes.
 
-Needs the extra: ``pip install 'detr_fast[train]'``.
+This package needs the extra: ``pip install 'detr_fast[train]'``.
 """
 
-from detr_fast.data import DataError
-from detr_fast.images import ImageError
-from detr_fast.models import CheckpointError
-from detr_fast.training.config import ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from detr_fast.training.evaluation import coco_metrics, evaluate_model
-from detr_fast.training.monitor import TrainingError
-from detr_fast.training.prediction import predict_files
-from detr_fast.training.trainer import Stopped, Trainer
+from typing import TYPE_CHECKING
 
-# What a user can cause and mend; the message says how.
-USER_ERRORS = (CheckpointError, ConfigError, DataError, FileNotFoundError, ImageError, TrainingError)
+from detr_fast.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from detr_fast.training.config import ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig
+    from detr_fast.training.errors import USER_ERRORS
+    from detr_fast.training.evaluation import coco_metrics, evaluate_model
+    from detr_fast.training.monitor import TrainingError
+    from detr_fast.training.prediction import predict_files
+    from detr_fast.training.signals import Stopped
+    from detr_fast.training.trainer import Trainer
+else:  # the command line builds its parser from the configuration, without the packages that training needs
+    __getattr__, __dir__ = lazy_attributes(
+        __name__,
+        {
+            "detr_fast.training.config": ("ConfigError", "DataConfig", "ModelConfig", "OptimConfig", "TrainConfig"),
+            "detr_fast.training.errors": ("USER_ERRORS",),
+            "detr_fast.training.evaluation": ("coco_metrics", "evaluate_model"),
+            "detr_fast.training.monitor": ("TrainingError",),
+            "detr_fast.training.prediction": ("predict_files",),
+            "detr_fast.training.signals": ("Stopped",),
+            "detr_fast.training.trainer": ("Trainer",),
+        },
+    )
 
 __all__ = [
     "USER_ERRORS",

@@ -1,35 +1,37 @@
-"""The configuration of a training run, as it is read from YAML and flags and saved with the run."""
+"""The configuration of a training run, read from YAML and command-line options and saved with the run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from detr_fast.data import Augmentation
+from detr_fast.data.transforms import Augmentation
 from detr_fast.ops.weights import LossWeights, MatchWeights
 
 
 class ConfigError(ValueError):
-    """A configuration cannot be carried out; the message names the part and the cause."""
+    """A configuration is invalid; the message names the option and the cause."""
 
 
 @dataclass
 class ModelConfig:
-    """The model; the number of classes comes from the data.
+    """The model; its number of classes is that of the data set.
 
     Args:
-        backbone: resnet18, resnet34, resnet50, resnet101, with _dc5 for a dilated last stage, or resnet_tiny.
-        hidden_dim: width of the transformer.
-        num_heads: attention heads.
-        num_encoder_layers: encoder layers.
-        num_decoder_layers: decoder layers, each with a loss of its own.
-        dim_feedforward: width of the feed-forward blocks.
-        dropout: probability of dropping.
-        num_queries: the most objects that can be found in one picture.
+        backbone: resnet18, resnet34, resnet50, resnet101, resnet50_dc5, resnet101_dc5 or resnet_tiny. The suffix _dc5
+            stands for a dilated last stage.
+        hidden_dim: number of features of the transformer.
+        num_heads: number of attention heads.
+        num_encoder_layers: number of encoder layers.
+        num_decoder_layers: number of decoder layers; the losses are computed for each of them.
+        dim_feedforward: number of hidden features of the feed-forward networks.
+        dropout: dropout probability of the transformer.
+        num_queries: number of queries, which is the maximum number of objects that are detected in an image.
         position_encoding: sine or learned.
-        pre_norm: normalise before each block instead of after it.
-        weights: a model to start from: a file of weights, a saved model's directory, or a hub's name.
-        backbone_weights: a file of ImageNet weights for the backbone, in torchvision's names.
+        pre_norm: normalize the input of each sublayer instead of its output.
+        weights: weights to start from: a file, the directory of a saved model, or the id of a Hugging Face Hub
+            repository.
+        backbone_weights: a file of ImageNet weights of the backbone with torchvision's names.
     """
 
     backbone: str = "resnet50"
@@ -48,18 +50,21 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """Where the pictures are and how they are fed.
+    """The data sets and how images are loaded.
 
     Args:
-        train_images: directory of the training pictures.
-        train_annotations: COCO detection JSON of the training pictures.
-        val_images: directory of the held-out pictures.
-        val_annotations: COCO detection JSON of the held-out pictures.
-        batch_size: pictures in a batch, on each rank.
-        num_workers: processes that load pictures, on each rank.
-        augmentation: what is done to the training pictures.
-        eval_size: shorter side of a picture in evaluation and prediction, in pixels.
-        eval_max_size: longest side there, in pixels.
+        train_images: directory of the training images.
+        train_annotations: COCO detection JSON of the training images.
+        val_images: directory of the validation images.
+        val_annotations: COCO detection JSON of the validation images.
+        batch_size: images per batch on each rank.
+        num_workers: processes that load images on each rank.
+        augmentation: augmentation of the training images.
+        eval_size: length of the shorter side of an image in evaluation and prediction, in pixels.
+        eval_max_size: maximum length of the longer side in evaluation and prediction, in pixels.
+
+    Raises:
+        ConfigError: a number is out of range.
     """
 
     train_images: str
@@ -72,22 +77,28 @@ class DataConfig:
     eval_size: int = 800
     eval_max_size: int | None = 1333
 
+    def __post_init__(self) -> None:
+        _check_minimum(self, "data.", batch_size=1, num_workers=0, eval_size=1, eval_max_size=1)
+
 
 @dataclass
 class OptimConfig:
-    """AdamW and its schedule.
+    """AdamW and its learning rate schedule.
 
     Args:
-        lr: rate of the transformer and the heads.
-        backbone_lr: rate of the backbone.
-        weight_decay: of AdamW.
-        clip_norm: the largest norm of the gradient; 0 turns clipping off.
-        schedule: step multiplies the rate by 0.1 after drop_epoch; cosine goes down to 0.
-        drop_epoch: epoch of the step.
-        warmup_steps: optimiser steps over which the rate rises from 0.
-        accumulate: batches whose gradients make one optimiser step.
-        ema_decay: decay of an exponential moving average of the weights, which is then what is evaluated
-            and saved as the model; 0 turns it off.
+        lr: learning rate of the transformer and the heads.
+        backbone_lr: learning rate of the backbone.
+        weight_decay: weight decay of AdamW.
+        clip_norm: maximum norm of the gradient; 0 disables clipping.
+        schedule: step multiplies the learning rate by 0.1 after drop_epoch; cosine anneals it to 0.
+        drop_epoch: epoch after which the step schedule lowers the learning rate.
+        warmup_steps: optimizer steps over which the learning rate rises from 0.
+        accumulate: batches whose gradients are accumulated for an optimizer step.
+        ema_decay: decay of an exponential moving average of the weights, which is then evaluated and saved as the
+            model; 0 disables it.
+
+    Raises:
+        ConfigError: a number is out of range.
     """
 
     lr: float = 1e-4
@@ -100,27 +111,36 @@ class OptimConfig:
     accumulate: int = 1
     ema_decay: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_minimum(self, "optim.", lr=0, backbone_lr=0, weight_decay=0, clip_norm=0)
+        _check_minimum(self, "optim.", drop_epoch=0, warmup_steps=0, accumulate=1)
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"optim.ema_decay must be at least 0 and below 1, got {self.ema_decay}")
+
 
 @dataclass
 class TrainConfig:
-    """Everything a training run depends on.
+    """All options of a training run.
 
     Args:
         model: the model.
-        data: pictures and annotations.
-        optim: optimiser and schedule.
+        data: the data sets.
+        optim: optimizer and learning rate schedule.
         match: costs of the matching.
         loss: weights of the losses.
-        output: directory that receives checkpoints, metrics, curves and pictures.
-        epochs: passes over the training pictures.
-        seed: of weights, order, augmentation and dropout.
-        mixed_precision: what Accelerate computes in.
-        device: auto takes a GPU where there is one.
-        eval_every: epochs between evaluations; the last epoch always ends with one.
+        output: directory for checkpoints, metrics, curves and drawings.
+        epochs: number of passes over the training images.
+        seed: seed of the initial weights, the order of the images, the augmentation and dropout.
+        mixed_precision: precision in which Accelerate runs the model.
+        device: auto uses a GPU if there is one.
+        eval_every: epochs between evaluations; the last epoch is always evaluated.
         checkpoint_every: epochs between checkpoints that are kept; 0 keeps only the last and the best.
-        checkpoint_steps: optimiser steps between writes of the last checkpoint within an epoch; 0 writes it
+        checkpoint_steps: optimizer steps after which the last checkpoint is written within an epoch; 0 writes it
             after each epoch only.
-        log_every: optimiser steps between lines of metrics.jsonl.
+        log_every: optimizer steps between the records of metrics.jsonl.
+
+    Raises:
+        ConfigError: a number is out of range.
     """
 
     data: DataConfig
@@ -137,3 +157,14 @@ class TrainConfig:
     checkpoint_every: int = 100
     checkpoint_steps: int = 0
     log_every: int = 20
+
+    def __post_init__(self) -> None:
+        _check_minimum(self, "", epochs=1, eval_every=1, checkpoint_every=0, checkpoint_steps=0, log_every=1)
+
+
+def _check_minimum(config: Any, prefix: str, **minimums: int) -> None:
+    """Raise ConfigError for an option below its minimum; None is no number and accepted."""
+    for name, minimum in minimums.items():
+        value = getattr(config, name)
+        if value is not None and not value >= minimum:  # NaN fails the comparison
+            raise ConfigError(f"{prefix}{name} must be at least {minimum}, got {value}")

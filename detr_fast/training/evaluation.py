@@ -1,4 +1,4 @@
-"""COCO's bbox metrics, over all ranks."""
+"""Evaluation with the bounding box metrics of COCO, on all ranks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ METRICS = (
 
 
 class EvaluationStopped(Exception):
-    """Evaluation was asked to stop before it was through."""
+    """The evaluation was stopped before its end."""
 
 
 @torch.inference_mode()
@@ -37,20 +37,20 @@ def detect(
     *,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> np.ndarray:
-    """Run the model over this rank's batches.
+    """Run the model on the batches of this rank.
 
     Args:
-        model: gives ``pred_logits`` and ``pred_boxes``.
-        batches: of the data set's images.
-        dataset: whose category ids the labels are mapped back to.
-        accelerator: gives the device and the precision.
-        should_stop: asked before each batch.
+        model: A model whose output has ``pred_logits`` and ``pred_boxes``.
+        batches: Batches of images of the data set.
+        dataset: The data set, to whose category ids labels are mapped.
+        accelerator: Determines the device and the precision.
+        should_stop: Called before each batch.
 
     Returns:
-        float64 [K,7]: image id, x, y, width, height in pixels, score, category id.
+        The K detections, float64 [K,7]: image id, x, y, width, height in pixels, score, category id.
 
     Raises:
-        EvaluationStopped: ``should_stop`` said so.
+        EvaluationStopped: ``should_stop`` returned True.
     """
     category_ids = torch.tensor([category.id for category in dataset.categories])
     was_training = model.training
@@ -75,15 +75,15 @@ def detect(
 
 
 def coco_metrics(ground_truth: dict[str, Any], detections: np.ndarray) -> dict[str, Any]:
-    """Score detections.
+    """Compute the bounding box metrics of COCO.
 
     Args:
-        ground_truth: a COCO data set: ``images``, ``annotations`` (crowds included) and ``categories``.
-        detections: [K,7] as :func:`detect` gives them, of all images.
+        ground_truth: A COCO data set with ``images``, ``annotations`` (crowd regions included) and ``categories``.
+        detections: The K detections of all images, [K,7] as :func:`detect` returns them.
 
     Returns:
-        COCO's twelve numbers by the names in :data:`METRICS`, and ``"classes"``: AP by category name. -1
-        stands for a number without any ground truth, as in COCO's own tool.
+        The twelve metrics by the names in :data:`METRICS`, and ``"classes"``: AP by category name. As in pycocotools,
+        a metric without any ground truth is -1.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(ground_truth)
@@ -111,9 +111,12 @@ def evaluate(
     *,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Detect on every rank and score all of it; arguments of :func:`detect`, metrics of :func:`coco_metrics`."""
-    mine = detect(model, batches, dataset, accelerator, should_stop=should_stop)
-    detections = np.concatenate(gather_object([mine]))
+    """Run the model on all ranks and compute the metrics of all detections.
+
+    The arguments are those of :func:`detect`, the metrics those of :func:`coco_metrics`.
+    """
+    local = detect(model, batches, dataset, accelerator, should_stop=should_stop)
+    detections = np.concatenate(gather_object([local]))
     metrics = [coco_metrics(dataset.ground_truth(), detections) if accelerator.is_main_process else {}]
     return broadcast_object_list(metrics)[0]
 
@@ -127,22 +130,23 @@ def evaluate_model(
     num_workers: int = 2,
     mixed_precision: str = "no",
 ) -> dict[str, Any]:
-    """Score a saved model on COCO-format data, over all ranks of the launch.
+    """Evaluate a saved model on COCO-format data, on all ranks of the launch.
 
     Args:
-        model: a directory written by ``save_pretrained``, as a run's ``model``, or a repository on the hub.
-        images: directory of the pictures.
+        model: A directory written by ``save_pretrained``, such as ``model`` in the output directory of a run, or the id
+            of a repository on the Hugging Face Hub.
+        images: Directory of the images.
         annotations: COCO detection JSON.
-        batch_size: pictures in a batch, on each rank.
-        num_workers: processes that load pictures, on each rank.
-        mixed_precision: no, fp16 or bf16.
+        batch_size: Images per batch on each rank.
+        num_workers: Processes that load images on each rank.
+        mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
 
     Returns:
         The metrics of :func:`coco_metrics`.
 
     Raises:
-        CheckpointError: the model cannot be loaded.
-        DataError: the data set cannot be used.
+        CheckpointError: The model cannot be loaded.
+        DataError: The data set cannot be used.
     """
     accelerator = Accelerator(mixed_precision=mixed_precision)
     detector = DETR.from_pretrained(model).to(accelerator.device)

@@ -1,4 +1,4 @@
-"""Data sets and their batches, for training and for evaluation, on every rank."""
+"""Data sets and their batches for training and evaluation, on each rank."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from detr_fast.training.config import DataConfig
 
 @dataclass
 class TrainData:
-    """The training pictures in batches, in an order that follows from the seed and the epoch alone."""
+    """The batches of the training images, in an order that depends on the seed and the epoch only.
+
+    Attributes:
+        dataset: The training data set.
+        sampler: Draws the images of this rank.
+        loader: Loads the batches.
+    """
 
     dataset: CocoDetection
     sampler: DistributedSampler
@@ -27,17 +33,27 @@ class TrainData:
         return len(self.loader)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterable[Batch]:
-        """The batches of an epoch from the ``start``-th on; those before it are not read."""
+        """Iterate over the batches of an epoch.
+
+        Args:
+            epoch: The epoch.
+            start: Index of the first batch; the batches before it are not loaded.
+        """
         self.dataset.set_epoch(epoch)
         self.sampler.set_epoch(epoch)
         return skip_first_batches(self.loader, start) if start else self.loader
 
 
 def build_train_data(config: DataConfig, accelerator: Accelerator, *, seed: int) -> TrainData:
-    """Open the training pictures.
+    """Open the training data set.
+
+    Args:
+        config: The data sets of the run.
+        accelerator: Determines the rank and the number of ranks.
+        seed: Seed of the order of the images and of the augmentation.
 
     Raises:
-        DataError: there is nothing to learn from.
+        DataError: The data set cannot be used, or has no valid box.
     """
     dataset = CocoDetection(
         config.train_images,
@@ -47,9 +63,9 @@ def build_train_data(config: DataConfig, accelerator: Accelerator, *, seed: int)
         on_unreadable="substitute",
     )
     if dataset.num_boxes == 0:
-        raise DataError(f"no usable box, so that there is nothing to learn; {dataset.describe()}")
+        raise DataError(f"the training data have no valid box, so that there is nothing to learn; {dataset.describe()}")
     ranks = accelerator.num_processes
-    # As in the original an incomplete last batch is left out, unless there is no other.
+    # As in facebookresearch/detr, an incomplete last batch is left out, unless it is the only one.
     drop_last = len(dataset) >= config.batch_size * ranks
     sampler: DistributedSampler = DistributedSampler(
         dataset, ranks, accelerator.process_index, shuffle=True, seed=seed, drop_last=drop_last
@@ -75,10 +91,22 @@ def build_eval_data(
     batch_size: int,
     num_workers: int,
 ) -> tuple[CocoDetection, DataLoader]:
-    """Open pictures to score on; the loader gives this rank's share of them, each picture once.
+    """Open a data set for evaluation.
+
+    Args:
+        images: Directory of the images.
+        annotations: COCO detection JSON.
+        accelerator: Determines the rank and the number of ranks.
+        transform: The resize of the images.
+        categories: The categories of the model; None for those of the annotation file.
+        batch_size: Images per batch.
+        num_workers: Processes that load images.
+
+    Returns:
+        The data set, and a loader of this rank's share of it; each image is loaded by one rank.
 
     Raises:
-        DataError: the data set cannot be used.
+        DataError: The data set cannot be used.
     """
     dataset = CocoDetection(images, annotations, transform, categories=categories, on_unreadable="skip")
     share = Subset(dataset, range(accelerator.process_index, len(dataset), accelerator.num_processes))
@@ -92,6 +120,6 @@ def _loader(dataset: Any, accelerator: Accelerator, *, num_workers: int, **optio
         collate_fn=collate,
         pin_memory=accelerator.device.type == "cuda",
         persistent_workers=num_workers > 0,
-        generator=torch.Generator(),  # its own, so that opening a loader leaves the run's random state alone
+        generator=torch.Generator(),  # so that the loader does not advance the random state of the run
         **options,
     )

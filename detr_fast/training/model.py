@@ -1,4 +1,4 @@
-"""The model of a run: built from its configuration, saved where it can be loaded from."""
+"""Building the model of a run from its configuration, and saving it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from detr_fast.training.config import ConfigError, DataConfig, ModelConfig
 
 
 def build_model(config: ModelConfig, data: DataConfig, categories: Sequence[Category]) -> DETR:
-    """Build the model for these categories, with the weights the configuration names.
+    """Build the model of a run in training mode.
+
+    Args:
+        config: The options of the model, with the weights to start from.
+        data: The data sets, for the image size.
+        categories: The categories of the data set.
 
     Raises:
-        CheckpointError: weights cannot be read or do not fit.
-        FileNotFoundError: weights are nowhere.
-        ConfigError: an argument is out of its range.
+        CheckpointError: The weights cannot be read or do not fit.
+        FileNotFoundError: The weights do not exist.
+        ConfigError: An option is out of range.
     """
     arguments = asdict(config)
     backbone, weights = arguments.pop("backbone"), arguments.pop("weights")
@@ -43,7 +48,7 @@ def build_model(config: ModelConfig, data: DataConfig, categories: Sequence[Cate
 
 
 def save_model(model: DETR, directory: Path) -> None:
-    """Write the model so that ``DETR.from_pretrained`` finds all of the old one or all of the new one."""
+    """Save the model to a temporary directory and rename it, so that a saved model is never incomplete."""
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)

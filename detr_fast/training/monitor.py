@@ -1,4 +1,4 @@
-"""What a run says of itself: finite losses, metrics.jsonl, TensorBoard."""
+"""Monitoring of a run: the check that losses are finite, metrics.jsonl, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard.writer import SummaryWriter
 
 from detr_fast.ops.faults import raise_faults
-from detr_fast.training.run_checkpoint import write_whole
+from detr_fast.training.run_checkpoint import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -22,26 +21,32 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says where it stopped and why."""
+    """Training cannot continue; the message gives the step and the cause."""
 
 
 class LossMonitor:
-    """Holds the losses of the last steps on the device until somebody reads them, all in one transfer."""
+    """Collects the losses of several steps on the device and transfers them to the host in a single copy."""
 
     def __init__(self) -> None:
         self._pending: list[tuple[str, list[str], Tensor]] = []
         self._read: list[dict[str, float]] = []
 
     def push(self, where: str, total: Tensor, terms: dict[str, Tensor]) -> None:
-        """Remember the losses of a batch; ``where`` names its step and its images."""
+        """Add the losses of a batch.
+
+        Args:
+            where: Description of the step and its images, for error messages.
+            total: Total loss, scalar.
+            terms: Scalars by name.
+        """
         named = {"loss": total.detach(), **terms}
         self._pending.append((where, list(named), torch.stack([value.float() for value in named.values()])))
 
     def check(self) -> None:
-        """Read what was pushed.
+        """Copy the added losses to the host and check that they are finite.
 
         Raises:
-            TrainingError: a loss is not finite; names the step, the images and the term.
+            TrainingError: A loss is not finite; the message gives the step, the images and the term.
         """
         if not self._pending:
             return
@@ -51,20 +56,20 @@ class LossMonitor:
         for (where, names, _), values in zip(pending, table, strict=True):
             broken = {name: value for name, value in zip(names, values, strict=True) if not math.isfinite(value)}
             if broken:
-                # The sum and the gradient break with any term; the term is what the reader wants to know.
+                # The total and the gradient are not finite if any term is not; the term is the cause.
                 causes = {n: v for n, v in broken.items() if n not in ("loss", "grad_norm")} or broken
                 parts = [f"{name} is {value}" for name, value in causes.items()]
                 raise TrainingError(
                     f"{where}: {', '.join(parts)}; the last good checkpoint is kept. A lower learning rate or "
-                    "clipping may help, or these images have bad boxes (detr-fast check-data tells)"
+                    "gradient clipping may help; detr-fast check-data finds bad boxes in these images"
                 )
             self._read.append(dict(zip(names, values, strict=True)))
 
     def means(self) -> dict[str, float]:
-        """The mean of each loss since the last call; empty where nothing was pushed."""
+        """Return the mean of each loss since the last call; empty without losses."""
         self.check()
         rows, self._read = self._read, []
-        # Not every batch has all of them: the gradient's norm comes with those that end a step.
+        # Only the last batch of a step has the norm of the gradient.
         values = {name: [row[name] for row in rows if name in row] for name in rows[-1]} if rows else {}
         return {name: sum(found) / len(found) for name, found in values.items()}
 
@@ -78,20 +83,34 @@ def _raise_device_faults(*, since: str) -> None:
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl and TensorBoard; on resuming, what was logged after ``step`` is dropped."""
+    """Appends records to metrics.jsonl and TensorBoard.
+
+    Args:
+        directory: Output directory of the run.
+        step: Step at which the run resumes; records of later steps are removed.
+        enabled: Whether anything is written; only one rank writes.
+    """
 
     def __init__(self, directory: Path, *, step: int, enabled: bool = True) -> None:
-        self._enabled = enabled  # only one rank writes
+        self._enabled = enabled
         if not enabled:
             return
+        from torch.utils.tensorboard.writer import SummaryWriter  # imports TensorBoard
+
         path = directory / METRICS_FILE
         kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
-        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step or None)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Write one record; ``kind`` is ``"train"`` or ``"eval"``."""
+        """Write a record.
+
+        Args:
+            kind: ``"train"`` or ``"eval"``.
+            step: The optimizer step.
+            values: The values by name; numbers are also written to TensorBoard.
+        """
         if not self._enabled:
             return
         try:
@@ -100,8 +119,8 @@ class MetricsLog:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
-        except OSError as error:  # a run is worth more than its log
-            logger.warning("could not log step %d: %s; training goes on", step, error)
+        except OSError as error:  # a failure to log does not stop training
+            logger.warning("could not log step %d: %s; training continues", step, error)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -115,7 +134,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that was cut off is left out."""
+    """Read the records of a metrics.jsonl; an incomplete last line is ignored."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:

@@ -1,4 +1,4 @@
-"""Optimiser, schedule and moving average."""
+"""Optimizer, learning rate schedule, and moving average of the weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TensorList: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, the backbone's with a rate of their own."""
+    """Build AdamW for the trainable parameters; those of the backbone have their own learning rate."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for name, p in named if not name.startswith("backbone.0.")], "lr": config.lr},
@@ -29,7 +29,14 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 def build_scheduler(
     optimizer: torch.optim.Optimizer, config: OptimConfig, *, steps_per_epoch: int, epochs: int
 ) -> LambdaLR:
-    """The schedule over optimiser steps: a warm-up, then steps or a cosine."""
+    """Build the learning rate schedule: a warm-up, then a step or a cosine.
+
+    Args:
+        optimizer: The optimizer.
+        config: The options of the schedule.
+        steps_per_epoch: Optimizer steps per epoch.
+        epochs: Number of epochs.
+    """
     total = steps_per_epoch * epochs
     decay = _step_decay(config.drop_epoch * steps_per_epoch)
     if config.schedule == "cosine":
@@ -52,10 +59,14 @@ def _cosine_decay(warmup: int, total: int) -> Callable[[int], float]:
 
 
 def build_ema(model: nn.Module, decay: float) -> AveragedModel:
-    """A moving average of the weights that forgets its start quickly.
+    """Build an exponential moving average of the weights.
 
-    The decay grows as (1 + n) / (10 + n) towards ``decay``, so that short runs are not averaged with their
-    random initialisation.
+    After n updates the decay is the minimum of ``decay`` and (1 + n) / (10 + n), so that the initial weights have
+    little influence in short runs.
+
+    Args:
+        model: The model.
+        decay: The final decay.
     """
 
     @torch.no_grad()

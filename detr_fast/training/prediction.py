@@ -1,4 +1,4 @@
-"""Predictions for files: pictures with boxes drawn on them, and a JSON file."""
+"""Prediction for image files: drawings of the detections, and a JSON file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from detr_fast.drawing import draw_boxes
 from detr_fast.images import ImageError, read_image
 from detr_fast.models import DETR
-from detr_fast.training.run_checkpoint import write_whole
+from detr_fast.training.run_checkpoint import write_atomically
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -23,23 +23,23 @@ SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 def predict_files(
     model: str | Path, images: Sequence[str | Path], output: Path, *, threshold: float = 0.5
 ) -> list[str]:
-    """Draw what a model finds in pictures, and write predictions.json.
+    """Detect objects in image files, and write drawings and predictions.json.
 
-    The JSON is a list with, for each picture, ``file``, ``drawing`` and ``detections``: ``label``, ``score``,
-    ``box`` (x1, y1, x2, y2 in pixels), and ``category_id`` and ``name`` where the model knows them.
+    The JSON file is a list with ``file``, ``drawing`` and ``detections`` of each image. A detection has ``label``,
+    ``score``, ``box`` (x1, y1, x2, y2 in pixels), and ``category_id`` and ``name`` if the model has categories.
 
     Args:
-        model: a directory written by ``save_pretrained``, or a repository on the hub.
-        images: files, or directories whose pictures are taken.
-        output: directory that receives the drawings and the JSON.
-        threshold: the least score that is kept.
+        model: A directory written by ``save_pretrained``, or the id of a repository on the Hugging Face Hub.
+        images: Image files, and directories of images.
+        output: Directory for the drawings and the JSON file.
+        threshold: Minimum score of the detections.
 
     Returns:
-        One message for each picture that could not be read; the others are done all the same.
+        A message for each image that could not be read; they are skipped.
 
     Raises:
-        CheckpointError: the model cannot be loaded.
-        FileNotFoundError: a file or directory is not there, or a directory holds no picture.
+        CheckpointError: The model cannot be loaded.
+        FileNotFoundError: A file or directory does not exist, or a directory contains no image.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     detector = DETR.from_pretrained(model).to(device)
@@ -51,10 +51,10 @@ def predict_files(
         except ImageError as error:
             failures.append(str(error))
             continue
-        # Pictures of one name may come from several directories.
+        # Several directories may contain images of the same name.
         drawing = output / f"{number:05d}-{path.stem}.png"
         records.append(_predict(detector, path, image, drawing, threshold))
-    write_whole(output / "predictions.json", json.dumps(records, indent=1) + "\n")
+    write_atomically(output / "predictions.json", json.dumps(records, indent=1) + "\n")
     return failures
 
 
@@ -68,10 +68,10 @@ def _predict(model: DETR, path: Path, image: Image.Image, drawing: Path, thresho
 def _detections(model: DETR, found: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
     categories = model.categories or []
     for score, label, box in zip(*(found[key].tolist() for key in ("scores", "labels", "boxes")), strict=True):
-        known = {}
+        category = {}
         if label < len(categories):
-            known = {"category_id": categories[label]["id"], "name": categories[label]["name"]}
-        yield {"label": label, **known, "score": score, "box": box}
+            category = {"category_id": categories[label]["id"], "name": categories[label]["name"]}
+        yield {"label": label, **category, "score": score, "box": box}
 
 
 def _expand(images: Sequence[str | Path]) -> Iterator[Path]:
@@ -83,5 +83,5 @@ def _expand(images: Sequence[str | Path]) -> Iterator[Path]:
             continue
         found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
         if not found:
-            raise FileNotFoundError(f"{path} holds no picture ({', '.join(sorted(SUFFIXES))})")
+            raise FileNotFoundError(f"{path} contains no image ({', '.join(sorted(SUFFIXES))})")
         yield from found

@@ -1,4 +1,4 @@
-"""What a run looks like: its curves, and its predictions beside the truth."""
+"""The figures of a run: its learning curves, and predictions beside the ground truth."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,27 +14,29 @@ from detr_fast.drawing import draw_boxes
 from detr_fast.models import DETR
 from detr_fast.training.monitor import METRICS_FILE, read_metrics
 
-matplotlib.use("Agg")
-
 GRID_IMAGES = 12
-GRID_COLUMNS = 4  # pairs of pictures side by side
+GRID_COLUMNS = 4  # pairs of ground truth and prediction
 
 
 def write_report(output: Path, model: DETR, dataset: CocoDetection, *, threshold: float = 0.5) -> None:
     """Write curves.png and predictions.png.
 
     Args:
-        output: directory of the run, with its metrics.jsonl.
-        model: to predict with.
-        dataset: its first pictures are shown.
-        threshold: the least score of a box that is drawn.
+        output: Output directory of the run, with its metrics.jsonl.
+        model: The model.
+        dataset: The data set whose first images are shown.
+        threshold: Minimum score of the boxes that are drawn.
     """
     _save(curves(read_metrics(output / METRICS_FILE)), output / "curves.png")
     _save(predictions(model, dataset, threshold=threshold), output / "predictions.png")
 
 
 def curves(records: list[dict[str, Any]]) -> Figure:
-    """Losses and learning rate over the steps, COCO's AP over the evaluations."""
+    """Plot losses and learning rate over the steps, and AP over the evaluations.
+
+    Args:
+        records: The records of metrics.jsonl.
+    """
     train = [record for record in records if record["kind"] == "train"]
     evaluations = [record for record in records if record["kind"] == "eval"]
     figure = Figure(figsize=(15, 4), layout="constrained")
@@ -44,28 +45,34 @@ def curves(records: list[dict[str, Any]]) -> Figure:
     rate = total.twinx()
     rate.plot([r["step"] for r in train], [r["lr"] for r in train], color="grey", linewidth=0.8, linestyle="--")
     rate.set_ylabel("learning rate (dashed)")
-    _plot(parts, train, ["loss_ce", "loss_bbox", "loss_giou"], "losses of the last layer, before their weights")
-    _plot(scores, evaluations, ["AP", "AP50", "AP75"], "held-out pictures", marker="o")
+    _plot(parts, train, ["loss_ce", "loss_bbox", "loss_giou"], "losses of the last layer, before weighting")
+    _plot(scores, evaluations, ["AP", "AP50", "AP75"], "validation images", marker="o")
     scores.set_ylim(0, 1)
     return figure
 
 
 def predictions(model: DETR, dataset: CocoDetection, *, threshold: float) -> Figure:
-    """Pairs of pictures: the truth on the left, what the model finds on the right."""
-    shown = list(islice(filter(None, map(dataset.picture, range(len(dataset)))), GRID_IMAGES))
-    found = model.predict([picture.image for picture in shown], threshold=threshold)
+    """Draw pairs of images: the ground truth on the left, the predictions on the right.
+
+    Args:
+        model: The model.
+        dataset: The data set whose first images are shown.
+        threshold: Minimum score of the predictions.
+    """
+    shown = list(islice(filter(None, map(dataset.load_image, range(len(dataset)))), GRID_IMAGES))
+    found = model.predict([loaded.image for loaded in shown], threshold=threshold)
     rows = -(-len(shown) // GRID_COLUMNS)
     figure = Figure(figsize=(4 * GRID_COLUMNS, 2.2 * rows), layout="constrained")
     axes = figure.subplots(rows, 2 * GRID_COLUMNS, squeeze=False).ravel()
     names = [category.name for category in dataset.categories]
     for axis in axes:
         axis.axis("off")
-    for place, (picture, detections) in enumerate(zip(shown, found, strict=True)):
-        truth, prediction = axes[2 * place], axes[2 * place + 1]
-        truth.imshow(draw_boxes(picture.image, picture.boxes, picture.labels, names))
-        truth.set_title(f"image {picture.image_id}: truth", fontsize=7)
+    for index, (loaded, detections) in enumerate(zip(shown, found, strict=True)):
+        truth, prediction = axes[2 * index], axes[2 * index + 1]
+        truth.imshow(draw_boxes(loaded.image, loaded.boxes, loaded.labels, names))
+        truth.set_title(f"image {loaded.image_id}: ground truth", fontsize=7)
         prediction.imshow(
-            draw_boxes(picture.image, detections["boxes"], detections["labels"], names, scores=detections["scores"])
+            draw_boxes(loaded.image, detections["boxes"], detections["labels"], names, scores=detections["scores"])
         )
         prediction.set_title(f"predicted, score ≥ {threshold:g}", fontsize=7)
     return figure

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without trust."""
+"""Checkpoints of a run, which are written atomically and read without executing code."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write ``state`` beside ``path`` and move it there in one step, so that ``path`` is never half a file.
+    """Write a checkpoint to a temporary file and rename it, so that ``path`` is never incomplete.
 
-    The file that was there as ``last.pt`` stays as ``previous.pt``.
+    An existing ``last.pt`` is kept as ``previous.pt``.
+
+    Args:
+        state: The state of the run.
+        path: The checkpoint.
 
     Raises:
-        CheckpointError: the file could not be written; what was there before is untouched.
+        CheckpointError: The file could not be written; existing checkpoints are unchanged.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -40,33 +44,42 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
             partial.unlink()
         cause = _root_cause(error)
         raise CheckpointError(
-            f"could not write {path}: {cause}; the checkpoints written before are untouched. "
-            "Make room there and go on with --resume"
+            f"could not write {path}: {cause}; earlier checkpoints are unchanged. "
+            "Free space there and continue with --resume"
         ) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of :func:`save_checkpoint` to the CPU; unpickles nothing but plain data.
+    """Read a checkpoint of :func:`save_checkpoint` to the CPU; only tensors and plain data are unpickled.
+
+    Args:
+        path: The checkpoint.
 
     Raises:
-        CheckpointError: the file is missing, cut short, or no checkpoint of a run.
+        CheckpointError: The file is missing, damaged, or not the checkpoint of a run.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint {path}") from error
-    except Exception as error:  # what a broken file makes torch raise is not specified
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
+    except Exception as error:  # the exceptions of torch.load for a broken file are not specified
+        raise CheckpointError(f"{path} is damaged or not a checkpoint: {error}") from error
     if not isinstance(state, dict) or not {"model", "progress"} <= state.keys():
         raise CheckpointError(f"{path} is not a checkpoint of a training run")
     return state
 
 
-def load_last_whole(directory: Path) -> dict[str, Any] | None:
-    """The newest readable checkpoint in ``directory``, None where there is no checkpoint at all.
+def load_latest(directory: Path) -> dict[str, Any] | None:
+    """Read the latest readable checkpoint in a directory.
+
+    Args:
+        directory: The directory.
+
+    Returns:
+        The state of the run, or None if there is no checkpoint.
 
     Raises:
-        CheckpointError: there are checkpoints and none of them can be read.
+        CheckpointError: There are checkpoints, but none of them can be read.
     """
     files = list(directory.glob("*.pt"))
     if not files:
@@ -77,16 +90,16 @@ def load_last_whole(directory: Path) -> dict[str, Any] | None:
             state = load_checkpoint(path)
         except CheckpointError as error:
             failures.append(str(error))
-            logger.warning("%s; trying the one before", error)
+            logger.warning("%s; trying the previous one", error)
             continue
         if failures:
             logger.warning("resuming from %s instead", path)
         return state
-    raise CheckpointError("no checkpoint can be resumed from: " + "; ".join(failures))
+    raise CheckpointError("none of the checkpoints can be read: " + "; ".join(failures))
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file beside ``path`` and move it there in one step."""
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text to a temporary file and rename it, so that ``path`` is never incomplete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)

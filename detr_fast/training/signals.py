@@ -1,13 +1,31 @@
-"""SIGTERM and Ctrl-C end a run in order: with a checkpoint."""
+"""SIGTERM and Ctrl-C stop a run after its checkpoint is written."""
 
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from types import FrameType, TracebackType
 
 
+class Stopped(Exception):
+    """A signal stopped the run, and its checkpoint is written.
+
+    Args:
+        signal: The signal.
+        step: Number of optimizer steps that the run has taken.
+        checkpoint: Path of the checkpoint.
+    """
+
+    def __init__(self, signal: signal.Signals, step: int, checkpoint: Path) -> None:
+        super().__init__(f"stopped by {signal.name} after step {step}; the checkpoint is {checkpoint}")
+        self.signal = signal
+
+
 class StopSignal:
-    """While entered, the first SIGTERM or SIGINT only sets :attr:`received`; a second one acts as ever."""
+    """A context in which the first SIGTERM or SIGINT only sets :attr:`received`.
+
+    A second signal has its usual effect.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None

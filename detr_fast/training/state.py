@@ -1,4 +1,4 @@
-"""Everything that changes while a model is trained, and how it is saved and restored."""
+"""The state of a run: what changes during training, and how it is saved and restored."""
 
 from __future__ import annotations
 
@@ -19,23 +19,31 @@ from detr_fast.training.optim import build_ema, build_optimizer, build_scheduler
 
 @dataclass
 class Progress:
-    """How far a run has come."""
+    """The progress of a run.
+
+    Attributes:
+        epoch: Number of completed epochs.
+        samples: Number of samples of the current epoch that all ranks have processed.
+        step: Number of optimizer steps.
+        best_ap: The best AP so far.
+        seconds: Time spent on training steps.
+    """
 
     epoch: int = 0
-    samples: int = 0  # of this epoch, over all ranks: the sampler's place
-    step: int = 0  # optimiser steps
+    samples: int = 0
+    step: int = 0
     best_ap: float = -1.0
-    seconds: float = 0.0  # spent on training steps
+    seconds: float = 0.0
 
 
 class RunState:
-    """Model, optimiser, schedule, moving average, random states and progress of a run.
+    """Model, optimizer, schedule, moving average, random states and progress of a run.
 
     Args:
-        model: to be trained; it is moved to the accelerator's device and wrapped for its ranks.
-        config: of the run.
-        accelerator: of the run.
-        total_steps: optimiser steps of the whole run.
+        model: The model to train; it is moved to the device of the accelerator and wrapped for its ranks.
+        config: The configuration of the run.
+        accelerator: The accelerator of the run.
+        steps_per_epoch: Number of optimizer steps per epoch.
     """
 
     def __init__(self, model: DETR, config: TrainConfig, accelerator: Accelerator, *, steps_per_epoch: int) -> None:
@@ -45,22 +53,22 @@ class RunState:
         self.ema = build_ema(model, config.optim.ema_decay).to(accelerator.device) if config.optim.ema_decay else None
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.progress = Progress()
-        torch.manual_seed(config.seed + 1 + accelerator.process_index)  # the ranks' dropout differs
+        torch.manual_seed(config.seed + 1 + accelerator.process_index)  # dropout differs between ranks
 
     @property
     def weights(self) -> DETR:
-        """The model to evaluate and to save: the moving average where there is one."""
+        """The model to evaluate and save: the moving average of the weights if there is one."""
         model = self.accelerator.unwrap_model(self.model) if self.ema is None else self.ema.module
         assert isinstance(model, DETR)
         return model
 
     @property
     def learning_rate(self) -> float:
-        """The transformer's current rate."""
+        """The current learning rate of the transformer."""
         return float(self.scheduler.get_last_lr()[0])
 
     def step(self) -> None:
-        """Step optimiser, schedule and moving average with the gradients at hand."""
+        """Update the weights, the schedule and the moving average."""
         self.optimizer.step()
         self.optimizer.zero_grad()
         if not self.accelerator.optimizer_step_was_skipped:
@@ -69,7 +77,7 @@ class RunState:
             self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data that :meth:`load` restores; to be called on all ranks."""
+        """Return the state as tensors and plain data; all ranks have to call it."""
         scaler = self.accelerator.scaler
         return {
             "model": self.accelerator.unwrap_model(self.model).state_dict(),
@@ -82,10 +90,13 @@ class RunState:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go back to what :meth:`state_dict` gave.
+        """Restore the state that :meth:`state_dict` returned.
+
+        Args:
+            state: The state.
 
         Raises:
-            CheckpointError: the state is another configuration's.
+            CheckpointError: The state does not fit the configuration.
         """
         try:
             self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
@@ -94,8 +105,8 @@ class RunState:
             self.optimizer.load_state_dict(state["optimizer"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"the checkpoint was written with another configuration: {error}; resume with the run's own "
-                "config.yaml, or train into another output directory"
+                f"the checkpoint was written with another configuration: {error}; resume with the "
+                "config.yaml of the run, or choose another output directory"
             ) from error
         self._set_schedule(state["scheduler"]["last_epoch"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
@@ -105,7 +116,7 @@ class RunState:
         set_random_state(ranks[self.accelerator.process_index % len(ranks)])
 
     def _set_schedule(self, step: int) -> None:
-        # The schedule is a function of the step; a longer run than the one saved goes on by its own.
+        # The learning rates follow from the step and this schedule, which may be longer than the saved one.
         self.scheduler.last_epoch = step
         rates = [
             base * factor(step) for base, factor in zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
@@ -116,7 +127,7 @@ class RunState:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's and torch's generators."""
+    """Return the states of the random number generators of Python, NumPy and PyTorch as plain data."""
     algorithm, keys, *rest = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -127,7 +138,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what :func:`random_state` gave."""
+    """Restore the states that :func:`random_state` returned."""
     random.setstate(state["python"])
     algorithm, keys, *rest = state["numpy"]
     np.random.set_state((algorithm, keys.numpy().astype(np.uint32), *rest))

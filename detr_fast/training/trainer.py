@@ -1,4 +1,4 @@
-"""The training loop, on one process or many, that can be stopped and resumed at any step."""
+"""The training loop, on one or several ranks, which can be stopped and resumed at any step."""
 
 from __future__ import annotations
 
@@ -27,32 +27,26 @@ from detr_fast.training.evaluation import EvaluationStopped, evaluate
 from detr_fast.training.loading import build_eval_data, build_train_data
 from detr_fast.training.model import build_model, save_model
 from detr_fast.training.monitor import LossMonitor, MetricsLog, TrainingError
-from detr_fast.training.report import write_report
-from detr_fast.training.run_checkpoint import BEST, LAST, load_last_whole, save_checkpoint, write_whole
-from detr_fast.training.signals import StopSignal
+from detr_fast.training.run_checkpoint import BEST, LAST, load_latest, save_checkpoint, write_atomically
+from detr_fast.training.signals import Stopped, StopSignal
 from detr_fast.training.state import RunState
 
 logger = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
-    """The run was stopped by a signal; its checkpoint is written."""
-
-    def __init__(self, signal: int, message: str) -> None:
-        super().__init__(message)
-        self.signal = signal
-
-
 class Trainer:
-    """Trains one model as a :class:`TrainConfig` says.
+    """Trains a model according to a :class:`TrainConfig`.
 
     Args:
-        config: of the run; it is written into the output directory as config.yaml.
-        resume: go on from the last whole checkpoint in the output directory, if there is one.
+        config: The configuration, which is written to the output directory as config.yaml.
+        resume: Whether to continue from the latest readable checkpoint in the output directory, if there is one.
 
     Raises:
-        DataError: the data cannot be trained on.
-        CheckpointError: the output directory holds a run and ``resume`` is off, or nothing in it is whole.
+        DataError: The data sets cannot be used.
+        CheckpointError: The output directory contains a run and ``resume`` is False, or none of its checkpoints can be
+            read, or the weights to start from cannot be loaded.
+        ConfigError: An option of the model is out of range.
+        FileNotFoundError: The weights to start from do not exist.
     """
 
     def __init__(self, config: TrainConfig, *, resume: bool = False) -> None:
@@ -85,19 +79,19 @@ class Trainer:
             self._say(f"resuming in epoch {self.state.progress.epoch + 1}, after step {self.state.progress.step}")
 
     def run(self) -> dict[str, Any]:
-        """Train to the end.
+        """Train until the last epoch is finished.
 
         Returns:
-            The last evaluation's metrics.
+            The metrics of the last evaluation.
 
         Raises:
-            Stopped: after SIGTERM or Ctrl-C, once the checkpoint is written.
-            TrainingError: a loss is not finite.
-            CheckpointError: the last checkpoint could not be written.
+            Stopped: SIGTERM or Ctrl-C was received; the checkpoint is written.
+            TrainingError: A loss is not finite.
+            CheckpointError: The last checkpoint could not be written.
         """
         progress, config = self.state.progress, self.config
         if self.accelerator.is_main_process:
-            write_whole(self.output / "config.yaml", yaml.safe_dump(as_plain_data(config), sort_keys=False))
+            write_atomically(self.output / "config.yaml", yaml.safe_dump(as_plain_data(config), sort_keys=False))
         metrics: dict[str, Any] = {}
         with self.stop, MetricsLog(self.output, step=progress.step, enabled=self.accelerator.is_main_process) as log:
             if progress.epoch >= config.epochs:
@@ -143,7 +137,7 @@ class Trainer:
                     self._log_losses(log, bar, clock.rate())
                 if config.checkpoint_steps and progress.step % config.checkpoint_steps == 0:
                     self._save(LAST)
-                self._stop_if_asked(ranks_meet=logs)
+                self._stop_if_asked(synchronized=logs)
 
     def _train_batch(self, batch: Batch, *, ends_step: bool) -> None:
         state, clip_norm = self.state, self.config.optim.clip_norm
@@ -157,11 +151,11 @@ class Trainer:
             self.accelerator.backward(total / self.config.optim.accumulate)
         if ends_step and clip_norm:
             norm = self.accelerator.clip_grad_norm_(state.model.parameters(), clip_norm)
-            if self.accelerator.scaler is None:  # with a scaler an overflow is no fault: the step is skipped
+            if self.accelerator.scaler is None:  # a scaler skips steps whose gradient is not finite
                 terms = {**terms, "grad_norm": norm}
         self.monitor.push(where, total, terms)
         if self.accelerator.device.type == "cpu":
-            self.monitor.check()  # nothing has to wait for it, and a broken step is not taken
+            self.monitor.check()  # before the step; on a CPU this synchronizes nothing
         if ends_step:
             state.step()
 
@@ -179,7 +173,7 @@ class Trainer:
         bar.set_postfix_str(f"loss {record['loss']:.3f}, lr {rate:.1e}, {images_per_second:.0f} images/s")
 
     def _evaluate(self, log: MetricsLog) -> dict[str, Any]:
-        """Save, then score the weights; the best so far are saved as the model."""
+        """Save a checkpoint and evaluate the weights; the best weights so far are saved as the model."""
         progress = self.state.progress
         self._save(LAST)
         try:
@@ -202,7 +196,7 @@ class Trainer:
             try:
                 self._write_results(metrics, best=best)
             except (OSError, SafetensorError) as error:
-                logger.warning("could not write the results into %s: %s; training goes on", self.output, error)
+                logger.warning("could not write the results to %s: %s; training continues", self.output, error)
         return metrics
 
     def _write_results(self, metrics: dict[str, Any], *, best: bool) -> None:
@@ -210,12 +204,14 @@ class Trainer:
         if best:
             save_model(self.state.weights, self.output / "model")
         summary = {**metrics, "best_AP": progress.best_ap, "step": progress.step, "seconds": progress.seconds}
-        write_whole(self.output / "metrics.json", json.dumps(summary, indent=2) + "\n")
+        write_atomically(self.output / "metrics.json", json.dumps(summary, indent=2) + "\n")
+        from detr_fast.training.report import write_report  # imports matplotlib
+
         write_report(self.output, self.state.weights, self.val_dataset)
 
     def _save(self, name: str, *, must: bool = False) -> None:
-        """Write a checkpoint; where it is not the last chance, a failure is only told, so that nothing is lost."""
-        self.monitor.check()  # what is not finite is never saved
+        """Write a checkpoint; a failure raises CheckpointError if ``must``, and else is logged only."""
+        self.monitor.check()  # weights after a loss that is not finite are never saved
         state = self.state.state_dict()
         if not self.accelerator.is_main_process:
             return
@@ -224,26 +220,26 @@ class Trainer:
         except CheckpointError as error:
             if must:
                 raise
-            logger.warning("%s; training goes on and tries again", error)
+            logger.warning("%s; training continues, and a checkpoint is written again later", error)
 
     def _saved_state(self, resume: bool) -> dict[str, Any] | None:
         directory = self.output / "checkpoints"
         if resume:
-            saved = load_last_whole(directory)
+            saved = load_latest(directory)
             if saved is None:
-                self._say(f"{directory} holds no checkpoint yet; starting from the beginning")
+                self._say(f"{directory} contains no checkpoint yet; starting from the beginning")
             return saved
         if any(directory.glob("*.pt")):
             raise CheckpointError(
-                f"{self.output} holds a run already; go on with it by --resume, or name another --output"
+                f"{self.output} already contains a run; continue it with --resume, or choose another --output"
             )
         return None
 
-    def _stop_if_asked(self, *, ranks_meet: bool) -> None:
+    def _stop_if_asked(self, *, synchronized: bool) -> None:
         asked = self.stop.received is not None
         if self.accelerator.num_processes > 1:
-            # All ranks have to stop at the same step; they agree where they exchange numbers anyway.
-            if not ranks_meet:
+            # All ranks have to stop at the same step; they agree on it when they reduce the losses.
+            if not synchronized:
                 return
             flag = torch.tensor(float(asked), device=self.accelerator.device)
             asked = bool(self.accelerator.reduce(flag, reduction="sum") > 0)
@@ -252,12 +248,11 @@ class Trainer:
             raise self._stopped()
 
     def _stopped(self) -> Stopped:
-        signal = self.stop.received or SIGTERM  # another rank's
-        step, output = self.state.progress.step, self.output
-        return Stopped(signal, f"stopped by {signal.name} after step {step}; go on with --resume --output {output}")
+        signal = self.stop.received or SIGTERM  # None if another rank received it
+        return Stopped(signal, self.state.progress.step, self.output / "checkpoints" / LAST)
 
     def _describe_data(self) -> None:
-        """Say what there is and what is wrong with it; again whenever loading has found more."""
+        """Print a summary of the data sets and their faults, and print it again if more faults were found."""
         described = f"{self.data.dataset.describe()}\n{self.val_dataset.describe()}"
         if described != self._described:
             self._say(described)
@@ -269,12 +264,12 @@ class Trainer:
 
 
 def as_plain_data(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as YAML can hold it: what ``--config`` reads back."""
+    """Convert the configuration to plain data for YAML, which ``--config`` reads."""
     return json.loads(json.dumps(asdict(config)))
 
 
 class _Clock:
-    """Seconds since the last count, and images per second since the last rate."""
+    """Measures the time between counts, and the images per second between rates."""
 
     def __init__(self) -> None:
         self._last = self._since = time.perf_counter()

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from detr_fast import DETR
-from detr_fast.checkpoints.formats import COCO_ROWS, RULES, convert_classes, from_original, recognise, to_original
+from detr_fast.checkpoints.formats import (
+    COCO_ROWS,
+    RULES,
+    convert_classes,
+    from_original,
+    recognize_format,
+    to_original,
+)
 from detr_fast.cli import main
 from detr_fast.models import CheckpointError, read_state_dict
 
@@ -37,14 +44,14 @@ def assert_equal(left, right):
 
 @pytest.mark.parametrize("name", ["original", *RULES])
 def test_round_trips_are_exact(name, weights):
-    theirs = from_original(weights, name)
-    assert recognise(theirs) == name
-    assert_equal(to_original(theirs), weights)
+    converted = from_original(weights, name)
+    assert recognize_format(converted) == name
+    assert_equal(to_original(converted), weights)
     if name != "original":
-        assert not theirs.keys() & weights.keys()
+        assert not converted.keys() & weights.keys()
 
 
-# A name of each kind, as the other libraries' releases write it.
+# Names of each kind, as releases of the libraries write them.
 SAMPLES = {
     "huggingface": {
         "model.backbone.conv_encoder.model.embedder.embedder.convolution.weight": "backbone.0.body.conv1.weight",
@@ -92,10 +99,10 @@ SAMPLES = {
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_names_are_the_other_librarys(name, weights):
-    theirs = from_original(weights, name)
-    for their_name, own in SAMPLES[name].items():
-        assert torch.equal(theirs[their_name], weights[own])
+def test_names_are_those_of_the_format(name, weights):
+    converted = from_original(weights, name)
+    for name_in_format, original in SAMPLES[name].items():
+        assert torch.equal(converted[name_in_format], weights[original])
 
 
 def _newer_huggingface(name: str) -> str:
@@ -113,9 +120,9 @@ def _older_mmdet2(name: str) -> str:
     [("huggingface", _newer_huggingface), ("huggingface_timm", _newer_huggingface), ("mmdet2", _older_mmdet2)],
 )
 def test_other_generations_of_names(name, respell, weights):
-    theirs = from_original(weights, name)
-    respelled = {respell(key): tensor for key, tensor in theirs.items()}
-    assert respelled.keys() != theirs.keys()
+    converted = from_original(weights, name)
+    respelled = {respell(key): tensor for key, tensor in converted.items()}
+    assert respelled.keys() != converted.keys()
     respelled["backbone.bn1.num_batches_tracked"] = torch.tensor(3)
     assert_equal(to_original(respelled), weights)
 
@@ -131,7 +138,7 @@ def test_classes_there_and_back(weights):
     torch.testing.assert_close(scores[1][:, COCO_ROWS], scores[0])
     assert scores[1].sum(-1) == pytest.approx(1)
     assert len(COCO_ROWS) == len(set(COCO_ROWS)) == 81
-    with pytest.raises(CheckpointError, match="this one is for 7 classes, and 80 are asked for"):
+    with pytest.raises(CheckpointError, match="this one is for 7 classes, and 80 were requested"):
         convert_classes(weights | {"class_embed.bias": torch.zeros(8)}, 80)
 
 
@@ -140,7 +147,7 @@ def test_the_command_converts_files(detr, weights, tmp_path, capsys):
     main_ = [str(tmp_path / "original.pth")]
     for to in ("mmdet2", "mmdet3"):
         main_exits(["convert", *main_, str(tmp_path / f"{to}.pth"), "--to", to, "--classes", "80"])
-        assert recognise(read_state_dict(tmp_path / f"{to}.pth")) == to
+        assert recognize_format(read_state_dict(tmp_path / f"{to}.pth")) == to
         assert f"({to}): {len(weights)} tensors, 80 classes" in capsys.readouterr().out
         main_exits(["convert", str(tmp_path / f"{to}.pth"), str(tmp_path / "back.safetensors"), "--classes", "91"])
         assert_equal(convert_classes(read_state_dict(tmp_path / "back.safetensors"), 80), convert_classes(weights, 80))
@@ -152,26 +159,26 @@ def main_exits(arguments: list[str]) -> None:
     assert not ended.value.code, ended.value.code
 
 
-def test_what_is_missing_or_left_over_is_listed(weights, tmp_path):
-    theirs = from_original(weights, "mmdet3")
-    theirs["mask_head.conv.weight"] = torch.zeros(1)
-    with pytest.raises(CheckpointError, match=r"1 names have no place in a DETR \(mmdet3\): mask_head\.conv\.weight"):
-        to_original(theirs)
-    del theirs["mask_head.conv.weight"], theirs["decoder.layers.1.norms.2.bias"]
-    torch.save(theirs, tmp_path / "holed.pth")
+def test_missing_and_unknown_names_are_listed(weights, tmp_path):
+    converted = from_original(weights, "mmdet3")
+    converted["mask_head.conv.weight"] = torch.zeros(1)
+    with pytest.raises(CheckpointError, match=r"1 names are not part of a DETR \(mmdet3\): mask_head\.conv\.weight"):
+        to_original(converted)
+    del converted["mask_head.conv.weight"], converted["decoder.layers.1.norms.2.bias"]
+    torch.save(converted, tmp_path / "incomplete.pth")
     with pytest.raises(
         SystemExit, match=r"1 missing from the checkpoint: transformer\.decoder\.layers\.1\.norm3\.bias"
     ):
-        main(["convert", str(tmp_path / "holed.pth"), str(tmp_path / "out.pth")])
+        main(["convert", str(tmp_path / "incomplete.pth"), str(tmp_path / "out.pth")])
     huggingface = from_original(weights, "huggingface")
     del huggingface["model.encoder.layers.0.self_attn.k_proj.bias"]
     with pytest.raises(CheckpointError, match=r"1 missing .*model\.encoder\.layers\.0\.self_attn\.k_proj\.bias"):
         to_original(huggingface)
-    with pytest.raises(CheckpointError, match="no DETR of the original, of Hugging Face or of MMDetection"):
-        recognise(["fc.weight"])
-    torch.save(weights, tmp_path / "whole.pth")
+    with pytest.raises(CheckpointError, match="not a DETR of facebookresearch/detr, Hugging Face or MMDetection"):
+        recognize_format(["fc.weight"])
+    torch.save(weights, tmp_path / "complete.pth")
     with pytest.raises(SystemExit, match="'huggingface' is written as a directory"):
-        main(["convert", str(tmp_path / "whole.pth"), str(tmp_path / "out.pth"), "--to", "huggingface"])
+        main(["convert", str(tmp_path / "complete.pth"), str(tmp_path / "out.pth"), "--to", "huggingface"])
 
 
 @pytest.mark.parametrize("name", ["original", *RULES])

@@ -60,7 +60,7 @@ class Payload:
 def test_a_file_that_needs_pickle_is_refused_and_not_run(tmp_path):
     torch.save({"model": Payload(tmp_path / "executed")}, tmp_path / "evil.pth")
     with pytest.raises(
-        CheckpointError, match=r"evil\.pth: holds Python objects \(\w+\.mkdir\) that only pickle can restore"
+        CheckpointError, match=r"evil\.pth: contains Python objects \(\w+\.mkdir\) that only pickle can restore"
     ):
         read_state_dict(tmp_path / "evil.pth")
     (tmp_path / "bare.pth").write_bytes(pickle.dumps(Payload(tmp_path / "executed"), protocol=2))
@@ -77,8 +77,8 @@ def test_a_file_cut_short_is_named(tmp_path, kind, part):
         save_file(weights, path)
     else:
         torch.save(weights, path, _use_new_zipfile_serialization=kind == "pth")
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(part * len(whole))])
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
     with pytest.raises(CheckpointError, match=rf"weights\.{kind}: cut short or damaged"):
         read_state_dict(path)
 
@@ -101,9 +101,9 @@ def test_a_file_of_something_else_is_named(tmp_path, suffix):
         ([torch.zeros(2)], "list"),
     ],
 )
-def test_a_file_without_a_state_dict_says_what_it_holds(tmp_path, content, found):
+def test_a_file_without_a_state_dict_names_its_content(tmp_path, content, found):
     torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match=f"holds no state dict.*but {found}"):
+    with pytest.raises(CheckpointError, match=f"contains no state dict.*but {found}"):
         read_state_dict(tmp_path / "weights.pth")
 
 
@@ -182,7 +182,7 @@ def test_onto_another_number_of_classes(tmp_path, small_detr, caplog):
     with caplog.at_level(logging.WARNING):
         loaded = DETR.from_pretrained(tmp_path, num_classes=8)
     assert "class head is for 3 classes, the model's for 8" in caplog.text
-    assert loaded.categories is None  # they named the classes of the old head
+    assert loaded.categories is None  # they are the names of the old classes
     head = {name: t for name, t in loaded.state_dict().items() if name.startswith("class_embed")}
     assert head["class_embed.bias"].shape == (9,)
     assert_same_weights(loaded, model.state_dict() | head)
@@ -190,7 +190,7 @@ def test_onto_another_number_of_classes(tmp_path, small_detr, caplog):
     assert named.categories == CATEGORIES[:2]
 
 
-def test_a_backbone_of_ones_own_is_asked_for_again(tmp_path, tiny_detr, tiny_backbone):
+def test_a_custom_backbone_has_to_be_passed_again(tmp_path, tiny_detr, tiny_backbone):
     model = tiny_detr()
     model.save_pretrained(tmp_path)
     assert_same_weights(DETR.from_pretrained(tmp_path, backbone=tiny_backbone()), model.state_dict())
@@ -201,8 +201,8 @@ def test_a_backbone_of_ones_own_is_asked_for_again(tmp_path, tiny_detr, tiny_bac
 def test_a_damaged_directory_is_named(tmp_path, small_detr):
     small_detr().save_pretrained(tmp_path)
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[: len(whole) // 2])
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match=r"model\.safetensors: cut short or damaged"):
         DETR.from_pretrained(tmp_path)
     weights.unlink()

@@ -9,7 +9,7 @@ from PIL import Image
 
 
 class CocoFolder:
-    """A small data set on disk: three pictures of 40 x 30, of which the last has no objects."""
+    """A small data set on disk: three images of 40 x 30, of which the last has no objects."""
 
     def __init__(self, root: Path) -> None:
         self.images = root / "images"
@@ -25,7 +25,7 @@ class CocoFolder:
             "categories": [{"id": 90, "name": "cat"}, {"id": 3, "name": "dog"}, {"id": 7, "name": "cow"}],
         }
         for entry in self.content["images"]:
-            self.picture(entry["file_name"], shade=entry["id"])
+            self.save_image(entry["file_name"], shade=entry["id"])
         self.write()
 
     @staticmethod
@@ -36,7 +36,7 @@ class CocoFolder:
     def annotation(identifier: int, image: int, category: int, box: Any, **changes: Any) -> dict[str, Any]:
         return {"id": identifier, "image_id": image, "category_id": category, "bbox": box, "iscrowd": 0, **changes}
 
-    def picture(self, name: str, shade: int = 128, size: tuple[int, int] = (40, 30)) -> Path:
+    def save_image(self, name: str, shade: int = 128, size: tuple[int, int] = (40, 30)) -> Path:
         path = self.images / name
         Image.new("RGB", size, (shade, shade, shade)).save(path)
         return path

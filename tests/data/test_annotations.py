@@ -51,7 +51,7 @@ def test_no_annotations_at_all(folder: Any) -> None:
         (" \n", "is empty"),
         ("{}", 'has no list "images", "annotations", "categories"'),
         ('{"images": [{}], "annotations": {}, "categories": []}', 'has no list "annotations";'),
-        ("[]", "holds a list instead of an object"),
+        ("[]", "contains a list instead of an object"),
         ('{"images": [', "not a JSON file .*cut short"),
         ("\xff\xfe", "not a JSON file"),
         ("[" * 100_000, "not a JSON file"),
@@ -70,8 +70,8 @@ def test_missing_annotation_file(folder: Any) -> None:
         read_annotations(folder.file.with_name("none.json"), folder.images)
 
 
-def test_missing_image_folder(folder: Any) -> None:
-    with pytest.raises(DataError, match=r"elsewhere: there is no such folder"):
+def test_missing_image_directory(folder: Any) -> None:
+    with pytest.raises(DataError, match=r"elsewhere: there is no such directory"):
         read_annotations(folder.file, folder.images.with_name("elsewhere"))
 
 
@@ -201,9 +201,9 @@ def test_all_that_is_wrong_with_an_annotation_is_named(folder: Any) -> None:
     }
 
 
-def test_picture_in_a_subfolder(folder: Any) -> None:
+def test_image_in_a_subdirectory(folder: Any) -> None:
     (folder.images / "sub").mkdir()
-    folder.picture("sub/5.png")
+    folder.save_image("sub/5.png")
     folder.content["images"].append(folder.image(5, file_name="sub/5.png"))
     folder.write()
     annotations = read_annotations(folder.file, folder.images)

@@ -14,9 +14,9 @@ def test_a_sound_data_set_has_no_fault(folder: Any) -> None:
 
 
 def test_every_fault_is_reported_with_file_and_id(folder: Any) -> None:
-    folder.picture("40.jpg")
+    folder.save_image("40.jpg")
     folder.truncate("40.jpg")
-    folder.picture("50.png", size=(30, 40))
+    folder.save_image("50.png", size=(30, 40))
     folder.content["images"] += [
         folder.image(40, file_name="40.jpg"),
         folder.image(50),
@@ -30,24 +30,24 @@ def test_every_fault_is_reported_with_file_and_id(folder: Any) -> None:
     ]
     folder.write()
     faults = check_dataset(folder.images, folder.file, num_workers=2)
-    pictures, file = folder.images, str(folder.file)
+    images, file = folder.images, str(folder.file)
     assert [(fault.kind, fault.file, fault.image_id, fault.annotation_id) for fault in faults] == [
         (FaultKind.MISSING_IMAGE, file, 60, None),
         (FaultKind.UNSAFE_FILE_NAME, file, 70, None),
         (FaultKind.DUPLICATE_IMAGE, file, 10, None),
         (FaultKind.NON_FINITE_BOX, file, 40, 4),
         (FaultKind.UNKNOWN_IMAGE, file, 99, 5),
-        (FaultKind.UNREADABLE_IMAGE, str(pictures / "40.jpg"), 40, None),
-        (FaultKind.WRONG_IMAGE_SIZE, str(pictures / "50.png"), 50, None),
+        (FaultKind.UNREADABLE_IMAGE, str(images / "40.jpg"), 40, None),
+        (FaultKind.WRONG_IMAGE_SIZE, str(images / "50.png"), 50, None),
     ]
     assert str(faults[3]).startswith(f"{file}, image 40, annotation 4: non-finite box: ")
-    assert str(faults[5]).startswith(f"{pictures}/40.jpg, image 40: unreadable image: cannot read this image: ")
-    assert "the picture is 30 x 40, the annotation file says 40 x 30" in str(faults[6])
+    assert str(faults[5]).startswith(f"{images}/40.jpg, image 40: unreadable image: cannot read this image: ")
+    assert "the image is 30 x 40, the annotation file says 40 x 30" in str(faults[6])
 
 
 def test_check_and_training_agree(folder: Any) -> None:
     folder.truncate("20.png")
-    folder.picture("30.png", size=(10, 10))
+    folder.save_image("30.png", size=(10, 10))
     folder.content["annotations"].append(folder.annotation(4, 10, 3, [0, 0, 0, 5]))
     folder.write()
     faults = check_dataset(folder.images, folder.file)

@@ -27,7 +27,7 @@ SMALL = Augmentation(scales=(48, 64), middle_scales=(60,), crop_min=30, crop_max
 
 
 def _shade(sample: Sample | None) -> int:
-    """Which of the fixture's pictures a sample shows: each has the grey value of its id."""
+    """Return the id of the image of a sample, which is its gray value."""
     assert sample is not None
     return round(float(sample.image[0, 0, 0] * 0.229 + 0.485) * 255)
 
@@ -101,15 +101,17 @@ def test_no_boxes_is_told_apart(folder: Any) -> None:
 def test_no_usable_image(folder: Any) -> None:
     for path in folder.images.iterdir():
         path.unlink()
-    with pytest.raises(DataError, match=r"none of its images can be used with the image folder .*: 3 x missing image"):
+    with pytest.raises(
+        DataError, match=r"none of its images can be used with the image directory .*: 3 x missing image"
+    ):
         CocoDetection(folder.images, folder.file, Resize(30))
 
 
-def test_the_picture_decides_its_size(folder: Any) -> None:
-    """Boxes are pixels of the picture as it is stored, whatever size the annotation file claims."""
-    folder.picture("10.png", size=(20, 10))
+def test_the_size_of_the_file_is_used(folder: Any) -> None:
+    """Boxes are in pixels of the file, whatever size the annotation file states."""
+    folder.save_image("10.png", size=(20, 10))
     dataset = CocoDetection(folder.images, folder.file, Resize(10))
-    with pytest.warns(RuntimeWarning, match=r"10\.png, image 10: wrong image size: the picture is 20 x 10"):
+    with pytest.warns(RuntimeWarning, match=r"10\.png, image 10: wrong image size: the image is 20 x 10"):
         sample = dataset[0]
     assert sample is not None
     assert sample.original_size == (10, 20)
@@ -119,7 +121,7 @@ def test_the_picture_decides_its_size(folder: Any) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_substitutes(folder: Any, num_workers: int) -> None:
-    """The next readable picture takes the place; the count is seen from the main process, once per picture."""
+    """The next readable image is used instead; the main process sees each fault once."""
     folder.truncate("20.png")
     folder.truncate("30.png")
     dataset = CocoDetection(folder.images, folder.file, Resize(30))
@@ -156,7 +158,7 @@ def test_evaluation_skips(folder: Any) -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("on_unreadable", ["substitute", "skip"])
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_every_picture_unreadable(folder: Any, on_unreadable: Any, num_workers: int) -> None:
+def test_every_image_unreadable(folder: Any, on_unreadable: Any, num_workers: int) -> None:
     for name in ("10.png", "20.png", "30.png"):
         folder.truncate(name)
     dataset = CocoDetection(folder.images, folder.file, Resize(30), on_unreadable=on_unreadable)
@@ -222,6 +224,6 @@ def test_samples_depend_on_seed_and_index(shapes: Path) -> None:
     assert draws[0] == draws[2] != draws[1]
 
 
-def test_grey_pictures_load(folder: Any) -> None:
+def test_grayscale_images_load(folder: Any) -> None:
     Image.fromarray(np.full((30, 40), 200, dtype=np.uint8)).save(folder.images / "10.png")
     assert _shade(CocoDetection(folder.images, folder.file, Resize(30))[0]) == 200

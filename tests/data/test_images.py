@@ -12,7 +12,7 @@ from detr_fast.images import ImageError, pad_images, read_image, resize_shape, t
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "RGBA", "CMYK", "1"])
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
     Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode).save(path)
     image = read_image(path)
     assert (image.mode, image.size) == ("RGB", (5, 4))
@@ -32,7 +32,7 @@ def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_truncated_picture(tmp_path: Path, suffix: str) -> None:
+def test_truncated_image(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"cut.{suffix}"
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -41,14 +41,14 @@ def test_truncated_picture(tmp_path: Path, suffix: str) -> None:
         read_image(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + bytes(40)])
-def test_not_a_picture(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + bytes(40)])
+def test_not_an_image(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(ImageError, match=r"x\.png: cannot read this image"):
         read_image(tmp_path / "x.png")
 
 
-def test_missing_picture(tmp_path: Path) -> None:
+def test_missing_image(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"none\.png: cannot read this image: there is no such file"):
         read_image(tmp_path / "none.png")
 

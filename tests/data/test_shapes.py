@@ -69,7 +69,7 @@ def test_boxes_fit_the_pixels(root: Path) -> None:
 
 def test_enough_of_every_shape_is_visible_and_its_kind_is_what_is_drawn() -> None:
     for seed in range(60):
-        _, shapes = shapes_module._draw_picture(96, 5, random.Random(seed))
+        _, shapes = shapes_module._draw_image(96, 5, random.Random(seed))
         assert 1 <= len(shapes) <= 5
         for shape in shapes:
             assert shape.visible.sum() >= 0.6 * shape.num_pixels
@@ -93,14 +93,14 @@ def test_what_is_there_is_taken(tmp_path: Path) -> None:
     (root / "train/000000.png").write_bytes(b"marked")
     assert make_shapes(tmp_path / "shapes", 3, 2) == root
     assert (root / "train/000000.png").read_bytes() == b"marked"
-    with pytest.raises(DataError, match="delete it or name another directory"):
+    with pytest.raises(DataError, match="delete it or choose another directory"):
         make_shapes(tmp_path / "shapes", 4, 2)
 
 
-def test_foreign_directories_are_left_alone(tmp_path: Path) -> None:
+def test_other_directories_are_not_changed(tmp_path: Path) -> None:
     (tmp_path / "shapes").mkdir()
     (tmp_path / "shapes/thesis.tex").touch()
-    with pytest.raises(DataError, match="is not empty and holds no generated shapes"):
+    with pytest.raises(DataError, match="is not empty and contains no generated shapes"):
         make_shapes(tmp_path / "shapes", 3, 2)
     assert [path.name for path in (tmp_path / "shapes").iterdir()] == ["thesis.tex"]
 

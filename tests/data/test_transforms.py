@@ -15,8 +15,8 @@ def _blank(width: int, height: int) -> tuple[Image.Image, torch.Tensor, torch.Te
     return Image.new("RGB", (width, height)), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
 
 
-def _picture_of_positions(side: int) -> Image.Image:
-    """Red holds x and green y, so that pixels tell where they come from."""
+def _image_of_positions(side: int) -> Image.Image:
+    """An image whose red is the x and whose green the y coordinate of a pixel."""
     x, y = np.meshgrid(np.arange(side), np.arange(side))
     return Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8))
 
@@ -40,7 +40,7 @@ def test_sizes_without_crop() -> None:
 
 
 def test_middle_limit_is_where_the_presets_differ() -> None:
-    """A picture of 100 x 1000 with a middle size of 400 becomes 400 x 4000, or 133 x 1330 limited to 1333."""
+    """An image of 100 x 1000 with an intermediate size of 400 becomes 400 x 4000, or 133 x 1330 limited to 1333."""
     for limit, expected in ((None, 384), (1333, 133)):
         augment = Augmentation(
             scales=(50,), max_size=None, flip=0.0, crop=1.0, middle_scales=(400,), middle_max_size=limit,
@@ -51,11 +51,11 @@ def test_middle_limit_is_where_the_presets_differ() -> None:
 
 
 def test_crop_regions() -> None:
-    """Sides are drawn from crop_min to crop_max, places over the whole picture."""
+    """Sides are drawn from crop_min to crop_max, positions from the entire image."""
     augment = Augmentation(
         scales=(100,), max_size=None, flip=0.0, crop=1.0, middle_scales=(60,), crop_min=20, crop_max=40
     )
-    image, rng = _picture_of_positions(60), random.Random(0)
+    image, rng = _image_of_positions(60), random.Random(0)
     regions = []
     for _ in range(800):
         cropped = np.asarray(augment(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), rng)[0]).astype(int)
@@ -69,7 +69,7 @@ def test_crop_regions() -> None:
         assert (low.min(), high.max()) == (0, 60)
 
 
-def test_crop_of_a_picture_smaller_than_crop_min() -> None:
+def test_crop_of_an_image_smaller_than_crop_min() -> None:
     augment = Augmentation(scales=(32,), flip=0.0, crop=1.0, middle_scales=(40,))
     assert augment(*_blank(80, 40), random.Random(0))[0].size == (64, 32)
 
@@ -77,7 +77,7 @@ def test_crop_of_a_picture_smaller_than_crop_min() -> None:
 @pytest.mark.parametrize(("name", "index"), [("flip", 0), ("crop", 1)])
 def test_probabilities(name: str, index: int) -> None:
     augment = Augmentation(scales=(60,), middle_scales=(60,), crop_min=30, crop_max=30)
-    image, rng = _picture_of_positions(60), random.Random(1)
+    image, rng = _image_of_positions(60), random.Random(1)
     flips, crops = [], []
     for _ in range(600):
         pixels = np.asarray(augment(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), rng)[0]).astype(int)
@@ -89,8 +89,8 @@ def test_probabilities(name: str, index: int) -> None:
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 @pytest.mark.parametrize("crop", [0.0, 1.0])
-def test_boxes_follow_the_picture(flip: float, crop: float) -> None:
-    """The bright rectangles of a picture lie where its boxes say, and boxes are dropped with the pixels."""
+def test_boxes_follow_the_image(flip: float, crop: float) -> None:
+    """The bright rectangles of an image are where its boxes are, and boxes are dropped with their pixels."""
     places = [(30, 20, 70, 50), (100, 60, 150, 110)]
     pixels = np.zeros((120, 160, 3), dtype=np.uint8)
     for channel, (left, top, right, bottom) in enumerate(places):
@@ -145,8 +145,8 @@ def test_clip_boxes_drops_what_has_no_area() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"scales": ()}, "scales must hold"),
-        ({"middle_scales": (400, 0)}, "middle_scales must hold"),
+        ({"scales": ()}, "scales must contain"),
+        ({"middle_scales": (400, 0)}, "middle_scales must contain"),
         ({"flip": 1.5}, "flip is a probability"),
         ({"crop": -0.1}, "crop is a probability"),
         ({"crop_min": 700}, "crop_min <= crop_max"),

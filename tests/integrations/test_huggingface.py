@@ -1,4 +1,4 @@
-"""Each family of transformers, patched against unpatched, with random weights."""
+"""Each family of transformers with random weights, accelerated and not."""
 
 from __future__ import annotations
 
@@ -28,13 +28,18 @@ MATCHING = {"match_cost", "batch_linear_sum_assignment"}
 SINE = {"Detr", "ConditionalDetr", "DabDetr", "DeformableDetr", "TableTransformer", "GroundingDino", "MMGroundingDino"}
 SINE |= {"DetrSegmentation", "ConditionalDetrSegmentation", "Mask2Former"}
 DOUBLE = {"RTDetr", "RTDetrV2", "DeformableDetr", "ConditionalDetr", "DabDetr", "LwDetr", "RfDetr"}  # losses in float64
-THEIR_LOSS = {"GroundingDino", "MMGroundingDino", "Deimv2", "RfDetrSegmentation", "Mask2Former", "MaskFormer"}
-OUR_SOLVER = {"Mask2Former", "MaskFormer", "RfDetrSegmentation", "ConditionalDetrSegmentation"}  # for their costs
+HOST_LOSS = {"GroundingDino", "MMGroundingDino", "Deimv2", "RfDetrSegmentation", "Mask2Former", "MaskFormer"}
+HOST_COSTS = {
+    "Mask2Former",
+    "MaskFormer",
+    "RfDetrSegmentation",
+    "ConditionalDetrSegmentation",
+}  # assigned by linear_sum_assignment
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How often each of our ops was called."""
+    """The number of calls of each op."""
     counts = dict.fromkeys(OPS, 0)
 
     def counted(name: str) -> Any:
@@ -111,29 +116,29 @@ def evaluate(function: Any, arguments: tuple[tuple, dict], dtype: torch.dtype) -
 
 
 def test_losses_and_gradients_within_twice_the_noise(family, build_model, make_batch):
-    if family in THEIR_LOSS:
-        pytest.skip("computes its losses itself; test_whole_models holds its matches")
+    if family in HOST_LOSS:
+        pytest.skip("transformers computes its losses; test_models compares its matches")
     model = build_model(family)
     arguments = record_loss(model, make_batch(family))
     original = model.loss_function
-    ours = FastLoss(original, matcher=True, loss=True)
-    theirs, own = evaluate(original, arguments, torch.float32), evaluate(ours, arguments, torch.float32)
-    assert theirs.keys() == own.keys()
-    if family == "DFine":  # its loss over edges, which stays theirs, is for float32 only
-        for name, value in own.items():
-            torch.testing.assert_close(value, theirs[name], rtol=2e-5, atol=2e-6, msg=name)
+    fast = FastLoss(original, matcher=True, loss=True)
+    expected, found = evaluate(original, arguments, torch.float32), evaluate(fast, arguments, torch.float32)
+    assert expected.keys() == found.keys()
+    if family == "DFine":  # its loss over edges, which transformers computes, supports float32 only
+        for name, value in found.items():
+            torch.testing.assert_close(value, expected[name], rtol=2e-5, atol=2e-6, msg=name)
         return
-    exact = evaluate(ours, arguments, torch.float64)
+    exact = evaluate(fast, arguments, torch.float64)
     if family in DOUBLE:
         for name, value in evaluate(original, arguments, torch.float64).items():
             torch.testing.assert_close(exact[name], value, rtol=1e-6, atol=1e-9, msg=name)
-    for name, value in own.items():
+    for name, value in found.items():
         scale = float(exact[name].abs().max())
-        error, allowed = (float((x - exact[name]).abs().max()) for x in (value, theirs[name]))
+        error, allowed = (float((x - exact[name]).abs().max()) for x in (value, expected[name]))
         assert error <= 2 * allowed + 3e-7 * scale, f"{name}: {error} against {allowed}"
 
 
-def test_whole_models(family, build_model, make_batch, calls):
+def test_models(family, build_model, make_batch, calls):
     model, batch = build_model(family), make_batch(family)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     loss, terms = run(model, batch)
@@ -147,8 +152,8 @@ def test_whole_models(family, build_model, make_batch, calls):
     for name, value in terms.items():
         torch.testing.assert_close(patched_terms[name], value, rtol=1e-5, atol=1e-6, msg=name)
     ran = {name for name, count in calls.items() if count}
-    expected = {"linear_sum_assignment"} if family in OUR_SOLVER else set(MATCHING)
-    expected |= set() if family in THEIR_LOSS else {"set_loss"}
+    expected = {"linear_sum_assignment"} if family in HOST_COSTS else set(MATCHING)
+    expected |= set() if family in HOST_LOSS else {"set_loss"}
     expected |= {"sine_position_encoding"} if family in SINE else set()
     assert ran == expected
     assert calls["batch_linear_sum_assignment"] <= 2  # all layers at once; Grounding DINO's encoder has its own shape
@@ -166,7 +171,7 @@ def test_whole_models(family, build_model, make_batch, calls):
 def test_the_same_matches(name, build_model, make_batch, monkeypatch):
     model, batch = build_model(name), make_batch(name)
     arguments = record_loss(model, batch)
-    theirs, ours = [], []
+    host, batched = [], []
     criterion_name = criteria.FAMILIES[model.loss_function.__name__].criterion
     criterion_type = model.loss_function.__globals__[criterion_name]
 
@@ -180,14 +185,14 @@ def test_the_same_matches(name, build_model, make_batch, monkeypatch):
 
         return build
 
-    for found, wrap in ((theirs, lambda matcher: matcher), (ours, matching.BatchedMatcher)):
+    for found, wrap in ((host, lambda matcher: matcher), (batched, matching.BatchedMatcher)):
         function = criteria.rebind(model.loss_function, **{criterion_name: watched(found, wrap)})
         function(*arguments[0], **arguments[1])
-    assert len(theirs) == len(ours) > 2
-    for expected, pairs in zip(theirs, ours, strict=True):
-        for (queries, rows), (own_queries, own_rows) in zip(expected, pairs, strict=True):
-            assert queries.tolist() == own_queries.tolist()
-            assert rows.tolist() == own_rows.tolist()
+    assert len(host) == len(batched) > 2
+    for expected, pairs in zip(host, batched, strict=True):
+        for (queries, rows), (batched_queries, batched_rows) in zip(expected, pairs, strict=True):
+            assert queries.tolist() == batched_queries.tolist()
+            assert rows.tolist() == batched_rows.tolist()
 
 
 @pytest.mark.parametrize("name", ["Detr", "DeformableDetr", "RTDetr", "LwDetr"])
@@ -337,16 +342,18 @@ def test_non_finite_costs_lose_and_bad_boxes_are_named(build_model, make_batch):
 
 
 def test_models_we_do_not_know(build_model):
-    with pytest.raises(ValueError, match="Linear has none of the loss functions that are known"):
+    with pytest.raises(ValueError, match="Linear has none of the supported loss functions"):
         accelerate(nn.Linear(2, 2))
     model = build_model("Detr")
     model.loss_function = lambda *args, **kwargs: None
-    with pytest.raises(ValueError, match="without a loss_function of its own"):
+    with pytest.raises(ValueError, match="without a custom loss_function"):
         accelerate(model)
 
 
 def test_untested_versions_are_refused():
-    with pytest.raises(UntestedVersionError, match=r"transformers 5\.23\.\d+ is installed.*tested: 4\.1\.\*, 4\.2\.\*"):
+    with pytest.raises(
+        UntestedVersionError, match=r"transformers 5\.23\.\d+ is installed.*tested releases are 4\.1\.\*, 4\.2\.\*"
+    ):
         require_version("transformers", ("4.1", "4.2"))
     with pytest.raises(UntestedVersionError, match="no-such-package is not installed"):
         require_version("no-such-package", ("1.0",))

@@ -1,4 +1,4 @@
-"""Weights of transformers' own DETR, there and back."""
+"""Weights of the DETR of transformers, converted in both directions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("transformers", reason="transformers is not installed; it is in the extra 'test'")
 
 from detr_fast import DETR
-from detr_fast.checkpoints.formats import recognise, to_original
+from detr_fast.checkpoints.formats import recognize_format, to_original
 from detr_fast.models import convert_checkpoint, read_state_dict
 
 
@@ -64,42 +64,42 @@ def batch():
 
 
 @torch.no_grad()
-def assert_the_same(ours, theirs, batch):
+def assert_the_same(model, host, batch):
     images, mask = batch
-    own, expected = ours(images, mask), theirs(pixel_values=images, pixel_mask=(~mask).long())
-    torch.testing.assert_close(own.pred_logits, expected.logits, rtol=0, atol=1e-5)
-    torch.testing.assert_close(own.pred_boxes, expected.pred_boxes, rtol=0, atol=1e-5)
+    found, expected = model(images, mask), host(pixel_values=images, pixel_mask=(~mask).long())
+    torch.testing.assert_close(found.pred_logits, expected.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, rtol=0, atol=1e-5)
     assert expected.logits.std() > 0.01
 
 
-def test_theirs_in_ours(huggingface, backbone, batch, tmp_path, caplog):
+def test_weights_of_transformers_are_loaded(huggingface, backbone, batch, tmp_path, caplog):
     huggingface.save_pretrained(tmp_path)
-    assert recognise(read_state_dict(tmp_path / "model.safetensors")) == backbone
-    assert recognise(huggingface.state_dict()) == backbone
-    ours = DETR.from_pretrained(tmp_path)
-    assert ours.categories[3] == {"id": 3, "name": "LABEL_3"}
-    assert_the_same(ours, huggingface, batch)
+    assert recognize_format(read_state_dict(tmp_path / "model.safetensors")) == backbone
+    assert recognize_format(huggingface.state_dict()) == backbone
+    model = DETR.from_pretrained(tmp_path)
+    assert model.categories[3] == {"id": 3, "name": "LABEL_3"}
+    assert_the_same(model, huggingface, batch)
     from_memory = to_original(huggingface.state_dict())  # the newer names
-    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in from_memory.items())
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in from_memory.items())
     assert not caplog.records
     renumbered = DETR.from_pretrained(tmp_path, num_classes=9)
     assert (renumbered.num_classes, renumbered.categories) == (9, None)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"auxiliary_loss": True}))
     DETR.from_pretrained(tmp_path)
-    assert "normalises between its decoder layers" in caplog.text
+    assert "normalizes between its decoder layers" in caplog.text
 
 
-def test_ours_in_theirs(huggingface, backbone, batch, tmp_path):
+def test_transformers_loads_converted_weights(huggingface, backbone, batch, tmp_path):
     from transformers import DetrForObjectDetection
 
-    huggingface.save_pretrained(tmp_path / "theirs")
-    ours = DETR.from_pretrained(tmp_path / "theirs")
-    torch.save({"model": ours.state_dict()}, tmp_path / "ours.pth")
-    done = convert_checkpoint(tmp_path / "ours.pth", tmp_path / "converted", backbone, num_heads=4)
+    huggingface.save_pretrained(tmp_path / "saved")
+    model = DETR.from_pretrained(tmp_path / "saved")
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    done = convert_checkpoint(tmp_path / "model.pth", tmp_path / "converted", backbone, num_heads=4)
     assert f"({backbone})" in done
     converted = DetrForObjectDetection.from_pretrained(tmp_path / "converted").eval()
-    assert_the_same(ours, converted, batch)
+    assert_the_same(model, converted, batch)
     expected = huggingface.state_dict()
     assert converted.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in converted.state_dict().items())

@@ -1,4 +1,4 @@
-"""MMDetection's own DETR, head and assigner against ours, key by key."""
+"""The DETR, head and assigner of MMDetection compared with the integration, key by key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from detr_fast import DETR, LossWeights, MatchWeights, Targets, ops
-from detr_fast.checkpoints.formats import recognise, to_original
+from detr_fast.checkpoints.formats import recognize_format, to_original
 from detr_fast.models import load_weights
 
 NUM_CLASSES, NUM_QUERIES = 6, 10
@@ -33,13 +33,16 @@ COSTS = {
         {"type": "BBoxL1Cost", "weight": 5.0, "box_format": "xywh"},
         {"type": "IoUCost", "iou_mode": "giou", "weight": 2.0},
     ],
-    "not ours": [{"type": "ClassificationCost", "weight": 1.0}, {"type": "IoUCost", "iou_mode": "iou", "weight": 2.0}],
+    "unsupported": [
+        {"type": "ClassificationCost", "weight": 1.0},
+        {"type": "IoUCost", "iou_mode": "iou", "weight": 2.0},
+    ],
 }
 
 
 @pytest.fixture(scope="session")
 def fast(import_or_skip):
-    """Our integration, with MMDetection behind it; mmcv-lite lacks the compiled part, which DETR doesn't use."""
+    """The integration of MMDetection; mmcv-lite lacks the compiled ops, which DETR does not use."""
 
     class Stub(ModuleType):
         def __getattr__(self, name: str) -> Any:
@@ -89,14 +92,14 @@ def test_the_assigner(fast, costs, count):
     from mmengine.structures import InstanceData
 
     configuration = {"match_costs": COSTS[costs]}
-    theirs = TASK_UTILS.build({"type": "HungarianAssigner", **configuration})
-    ours = TASK_UTILS.build({"type": "FastHungarianAssigner", **configuration})
+    host = TASK_UTILS.build({"type": "HungarianAssigner", **configuration})
+    integrated = TASK_UTILS.build({"type": "FastHungarianAssigner", **configuration})
     (truth, *_), (meta, *_) = make_instances((count,), seed=count)
     generator = torch.Generator().manual_seed(9)
     low = torch.rand(NUM_QUERIES, 2, generator=generator) * 300
     corners = torch.cat((low, low + torch.rand(NUM_QUERIES, 2, generator=generator) * 150 + 5), -1)
     predicted = InstanceData(scores=torch.randn(NUM_QUERIES, NUM_CLASSES + 1, generator=generator), bboxes=corners)
-    expected, found = (assigner.assign(predicted, truth, meta) for assigner in (theirs, ours))
+    expected, found = (assigner.assign(predicted, truth, meta) for assigner in (host, integrated))
     assert found.num_gts == expected.num_gts == count
     assert found.gt_inds.tolist() == expected.gt_inds.tolist()
     assert found.labels.tolist() == expected.labels.tolist()
@@ -110,8 +113,8 @@ def test_the_costs(fast, costs):
     (truth, *_), (meta, *_) = make_instances((5,))
     logits, boxes = (tensor.detach() for tensor in make_predictions(1, NUM_CLASSES + 1, layers=1))
     height, width = SIZES[0]
-    centre, size = boxes[0, 0, :, :2], boxes[0, 0, :, 2:]
-    corners = torch.cat((centre - size / 2, centre + size / 2), -1) * torch.tensor([width, height, width, height])
+    center, size = boxes[0, 0, :, :2], boxes[0, 0, :, 2:]
+    corners = torch.cat((center - size / 2, center + size / 2), -1) * torch.tensor([width, height, width, height])
     predicted = InstanceData(scores=logits[0, 0], bboxes=corners)
     match_costs = [TASK_UTILS.build(cost) for cost in COSTS[costs]]
     expected = sum(cost(predicted, truth, meta) for cost in match_costs)  # [Q,T]
@@ -124,13 +127,13 @@ def test_the_costs(fast, costs):
 
 
 HEAD = {"num_classes": NUM_CLASSES, "embed_dims": 16}
-# Spelled out, since DETRHead changes its own default.
+# Given explicitly, since DETRHead changes its default.
 SOFTMAX = {"type": "CrossEntropyLoss", "bg_cls_weight": 0.1, "class_weight": 1.0, "use_sigmoid": False}
 FOCAL = {"type": "FocalLoss", "use_sigmoid": True, "loss_weight": 2.0}
 
 
 def build_heads(costs: str, **options: Any):
-    """Their head and ours, alike."""
+    """Build the head of MMDetection and that of the integration."""
     from mmdet.registry import MODELS
 
     heads = []
@@ -141,7 +144,7 @@ def build_heads(costs: str, **options: Any):
 
 
 @pytest.mark.parametrize(
-    ("costs", "options"), [("shipped", {}), ("corners", {}), ("focal", {"loss_cls": FOCAL}), ("not ours", {})]
+    ("costs", "options"), [("shipped", {}), ("corners", {}), ("focal", {"loss_cls": FOCAL}), ("unsupported", {})]
 )
 @pytest.mark.parametrize("counts", [(3, 0, 5), (14, 2), (0, 0)], ids=["ragged", "more than queries", "none"])
 def test_the_head(fast, costs, options, counts, monkeypatch):
@@ -154,11 +157,11 @@ def test_the_head(fast, costs, options, counts, monkeypatch):
         losses = head.loss_by_feat(logits, boxes, *make_instances(counts))
         sum(losses.values()).backward()
         results.append({**losses, "logits": logits.grad, "boxes": boxes.grad})
-    theirs, ours = results
-    assert ours.keys() == theirs.keys() >= {f"d{i}.loss_{k}" for i in range(5) for k in ("cls", "bbox", "iou")}
-    for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6, msg=name)
-    assert len(calls) == (costs != "not ours")
+    host, integrated = results
+    assert integrated.keys() == host.keys() >= {f"d{i}.loss_{k}" for i in range(5) for k in ("cls", "bbox", "iou")}
+    for name, value in host.items():
+        torch.testing.assert_close(integrated[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    assert len(calls) == (costs != "unsupported")
 
 
 @pytest.mark.parametrize("counts", [(3, 0, 5), (14, 2)], ids=["ragged", "more than queries"])
@@ -167,32 +170,32 @@ def test_the_preset_is_the_head_of_2_11(fast, counts):
     head, _ = build_heads("corners")
     logits, boxes = make_predictions(len(counts), NUM_CLASSES + 1)
     instances, metas = make_instances(counts)
-    theirs = head.loss_by_feat(logits, boxes, instances, metas)
+    host = head.loss_by_feat(logits, boxes, instances, metas)
     targets: Targets = fast._pack(instances, [meta["img_shape"] for meta in metas])
     weights = LossWeights.mmdet2()
     index = ops.batch_linear_sum_assignment(
         ops.match_cost(logits, boxes, targets, weights=MatchWeights.mmdet2()), targets
     )
-    ours = ops.set_loss(logits, boxes, targets, index, weights=weights)
-    for own, name in (("loss_ce", "loss_cls"), ("loss_bbox", "loss_bbox"), ("loss_giou", "loss_iou")):
-        for layer, value in enumerate(ours[own] * getattr(weights, own)):
+    integrated = ops.set_loss(logits, boxes, targets, index, weights=weights)
+    for term, name in (("loss_ce", "loss_cls"), ("loss_bbox", "loss_bbox"), ("loss_giou", "loss_iou")):
+        for layer, value in enumerate(integrated[term] * getattr(weights, term)):
             key = name if layer == 5 else f"d{layer}.{name}"
-            torch.testing.assert_close(value, theirs[key], rtol=1e-5, atol=1e-6, msg=key)
+            torch.testing.assert_close(value, host[key], rtol=1e-5, atol=1e-6, msg=key)
 
 
 @pytest.mark.parametrize("options", [{}, {"normalize": True}, {"normalize": True, "offset": -0.5}])
 def test_the_positional_encoding(fast, options):
     from mmdet.registry import MODELS
 
-    theirs, ours = (
+    host, integrated = (
         MODELS.build({"type": name, "num_feats": 8, **options})
         for name in ("SinePositionalEncoding", "FastSinePositionalEncoding")
     )
     mask = torch.zeros(2, 5, 7)
     mask[1, 3:] = 1
-    torch.testing.assert_close(ours(mask), theirs(mask), rtol=0, atol=2e-6)
+    torch.testing.assert_close(integrated(mask), host(mask), rtol=0, atol=2e-6)
     features = torch.zeros(2, 4, 5, 7)
-    torch.testing.assert_close(ours(None, features), theirs(None, features), rtol=0, atol=2e-6)
+    torch.testing.assert_close(integrated(None, features), host(None, features), rtol=0, atol=2e-6)
 
 
 def build_detector(kind: str, head: str, assigner: str):
@@ -235,7 +238,7 @@ def build_detector(kind: str, head: str, assigner: str):
     return MODELS.build(configuration)
 
 
-def test_a_whole_detector_by_its_configuration(fast):
+def test_a_complete_detector_from_its_configuration(fast):
     from mmdet.structures import DetDataSample
 
     instances, _ = make_instances((3, 0))
@@ -246,31 +249,31 @@ def test_a_whole_detector_by_its_configuration(fast):
         sample.set_metainfo({"img_shape": (96, 128), "batch_input_shape": (96, 128)})
         samples.append(sample)
     images = torch.randn(2, 3, 96, 128)
-    theirs = build_detector("DETR", "DETRHead", "HungarianAssigner")
-    ours = build_detector("FastDETR", "FastDETRHead", "FastHungarianAssigner")
-    ours.load_state_dict(theirs.state_dict())
-    expected, found = (detector.loss(images, samples) for detector in (theirs, ours))
+    host = build_detector("DETR", "DETRHead", "HungarianAssigner")
+    integrated = build_detector("FastDETR", "FastDETRHead", "FastHungarianAssigner")
+    integrated.load_state_dict(host.state_dict())
+    expected, found = (detector.loss(images, samples) for detector in (host, integrated))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_its_weights_in_our_model(fast):
-    theirs = build_detector("DETR", "DETRHead", "HungarianAssigner").eval()
-    weights = {k: v for k, v in theirs.state_dict().items() if not k.startswith("data_preprocessor")}
-    assert recognise(weights) == "mmdet3"
+    host = build_detector("DETR", "DETRHead", "HungarianAssigner").eval()
+    weights = {k: v for k, v in host.state_dict().items() if not k.startswith("data_preprocessor")}
+    assert recognize_format(weights) == "mmdet3"
     shape = {"hidden_dim": 16, "num_heads": 2, "num_encoder_layers": 1, "num_decoder_layers": 2}
-    ours = DETR(NUM_CLASSES, backbone="resnet18", dim_feedforward=24, num_queries=NUM_QUERIES, **shape).eval()
-    load_weights(ours, to_original(weights))
+    integrated = DETR(NUM_CLASSES, backbone="resnet18", dim_feedforward=24, num_queries=NUM_QUERIES, **shape).eval()
+    load_weights(integrated, to_original(weights))
     images = torch.randn(1, 3, 96, 128)
     with torch.no_grad():
         from mmdet.structures import DetDataSample
 
         sample = DetDataSample()
         sample.set_metainfo({"img_shape": (96, 128), "batch_input_shape": (96, 128)})
-        features = theirs.extract_feat(images)
-        head_inputs = theirs.forward_transformer(features, [sample])
-        logits, boxes = theirs.bbox_head(**head_inputs)
-        output = ours(images)
+        features = host.extract_feat(images)
+        head_inputs = host.forward_transformer(features, [sample])
+        logits, boxes = host.bbox_head(**head_inputs)
+        output = integrated(images)
     torch.testing.assert_close(output.logits, logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(output.boxes, boxes, rtol=0, atol=1e-5)

@@ -18,7 +18,7 @@ NUM_CLASSES, NUM_QUERIES = 7, 10
 
 @pytest.fixture
 def rfdetr(import_or_skip):
-    """Our integration, with RF-DETR behind it."""
+    """The integration of RF-DETR."""
     import_or_skip("rfdetr")
     from detr_fast.integrations import rfdetr
 
@@ -70,12 +70,12 @@ def evaluate(criterion, *args: Any, **kwargs: Any):
 )
 def test_losses_and_gradients_within_twice_the_noise(rfdetr, build_criterion, sizes, parts):
     criterion = build_criterion()
-    exact, theirs = (evaluate(criterion, sizes, dtype=dtype) for dtype in (torch.float64, torch.float32))
-    ours = evaluate(rfdetr.accelerate(criterion, **parts), sizes)
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
+    exact, host = (evaluate(criterion, sizes, dtype=dtype) for dtype in (torch.float64, torch.float32))
+    accelerated = evaluate(rfdetr.accelerate(criterion, **parts), sizes)
+    assert accelerated.keys() == host.keys()
+    for name, value in accelerated.items():
         scale = float(exact[name].abs().max())
-        error, allowed = (float((x - exact[name]).abs().max()) for x in (value, theirs[name]))
+        error, allowed = (float((x - exact[name]).abs().max()) for x in (value, host[name]))
         assert error <= 2 * allowed + 3e-7 * scale + 1e-12, name
 
 
@@ -108,10 +108,10 @@ def test_the_same_matches(rfdetr, build_criterion):
         layers = [outputs, *outputs["aux_outputs"], outputs["enc_outputs"]]
         expected = [criterion.matcher(layer, targets, group_detr=groups) for layer in layers]
         found = rfdetr.accelerate(criterion).matcher._match_many(layers, targets, group_detr=groups)
-        for theirs, ours in zip(expected, found, strict=True):
-            for (queries, rows), (own_queries, own_rows) in zip(theirs, ours, strict=True):
+        for host, accelerated in zip(expected, found, strict=True):
+            for (queries, rows), (found_queries, found_rows) in zip(host, accelerated, strict=True):
                 assert sorted(zip(queries.tolist(), rows.tolist(), strict=True)) == list(
-                    zip(own_queries.tolist(), own_rows.tolist(), strict=True)
+                    zip(found_queries.tolist(), found_rows.tolist(), strict=True)
                 )
 
 
@@ -152,5 +152,5 @@ def test_what_is_not_plain_goes_their_way(rfdetr, build_criterion):
 
 
 def test_other_criteria_are_refused(rfdetr):
-    with pytest.raises(ValueError, match=r"expected RF-DETR's own SetCriterion .*, got Linear"):
+    with pytest.raises(ValueError, match=r"expected the SetCriterion of RF-DETR .*, got Linear"):
         rfdetr.accelerate(nn.Linear(2, 2))

@@ -29,7 +29,7 @@ CONFIG = SimpleNamespace(
     group_detr=GROUPS,
 )
 # Logits a query, and by how much the first rank's box losses grow when the second has no targets: the first two divide
-# the mean over processes by their number once more.
+# the mean over the processes by their number again.
 LOSSES = {
     "ForObjectDetection": (NUM_CLASSES + 1, 4),
     "DeformableDetrForObjectDetection": (NUM_CLASSES, 4),
@@ -59,9 +59,9 @@ def main() -> None:
     alone = {name: LOSS_MAPPING[name](*args, **kwargs)[1] for name, (args, kwargs) in steps.items()}
     assert Accelerator(cpu=True).num_processes == 2
     for name, (args, kwargs) in steps.items():
-        theirs = LOSS_MAPPING[name]
-        ours = FastLoss(theirs, matcher=True, loss=True)
-        (_, expected, _), (_, found, _) = (function(*args, **kwargs) for function in (theirs, ours))
+        host = LOSS_MAPPING[name]
+        accelerated = FastLoss(host, matcher=True, loss=True)
+        (_, expected, _), (_, found, _) = (function(*args, **kwargs) for function in (host, accelerated))
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6)

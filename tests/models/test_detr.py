@@ -11,8 +11,8 @@ def count(parameters) -> int:
     return sum(p.numel() for p in parameters)
 
 
-def original_keys() -> set[str]:
-    """The names in the original's ResNet-50 checkpoints, written out from their description."""
+def reference_keys() -> set[str]:
+    """The names in the ResNet-50 checkpoints of facebookresearch/detr, written from their description."""
     norm = ("weight", "bias", "running_mean", "running_var")
     keys = {"backbone.0.body.conv1.weight", "query_embed.weight", "input_proj.weight", "input_proj.bias"}
     keys |= {f"backbone.0.body.bn1.{x}" for x in norm}
@@ -35,16 +35,16 @@ def original_keys() -> set[str]:
     return keys | {f"{head}.{x}" for head in heads for x in ("weight", "bias")}
 
 
-def test_resnet50_has_the_originals_parameters_and_keys():
+def test_resnet50_has_the_reference_parameters_and_keys():
     with torch.device("meta"):
         model = detr_resnet50()
     assert count(model.parameters()) == 41_524_768
     assert count(p for p in model.parameters() if p.requires_grad) == 41_302_368
-    assert model.state_dict().keys() == original_keys()
+    assert model.state_dict().keys() == reference_keys()
     assert model.class_embed.weight.shape == (92, 256)
 
 
-def test_learned_positions_have_the_originals_keys(small_detr):
+def test_learned_positions_have_the_reference_keys(small_detr):
     keys = small_detr(position_encoding="learned").state_dict().keys()
     assert {"backbone.1.row_embed.weight", "backbone.1.col_embed.weight"} <= keys
 
@@ -63,7 +63,7 @@ def test_output_of_every_layer(small_detr):
 def test_gradients_reach_every_trainable_parameter(small_detr, position_encoding, pre_norm):
     model = small_detr(position_encoding=position_encoding, pre_norm=pre_norm)
     for parameter in model.transformer.parameters():
-        nn.init.normal_(parameter, std=0.2)  # biases start at zero and would hold gradients back
+        nn.init.normal_(parameter, std=0.2)  # biases start at zero and would block gradients
     images, mask = torch.randn(2, 3, 40, 56), torch.zeros(2, 40, 56, dtype=torch.bool)
     mask[1, 24:] = True
     output = model(images, mask)
@@ -77,11 +77,11 @@ def test_gradients_reach_every_trainable_parameter(small_detr, position_encoding
 
 
 def test_more_padding_changes_nothing(tiny_detr):
-    model, picture = tiny_detr(), torch.randn(1, 3, 64, 64)
+    model, image = tiny_detr(), torch.randn(1, 3, 64, 64)
 
     def detect(height, width):
         images, mask = torch.zeros(1, 3, height, width), torch.ones(1, height, width, dtype=torch.bool)
-        images[..., :64, :64], mask[:, :64, :64] = picture, False
+        images[..., :64, :64], mask[:, :64, :64] = image, False
         return model(images, mask)
 
     expected = detect(128, 128)  # the convolutions see no farther than this
@@ -103,12 +103,12 @@ def test_bfloat16(small_detr):
     expected = small_detr().eval()(images, mask)
     with torch.autocast("cpu", torch.bfloat16):
         autocast = small_detr().eval()(images, mask)
-    whole = small_detr().eval().bfloat16()(images.bfloat16(), mask)
-    for found in (autocast, whole):
+    converted = small_detr().eval().bfloat16()(images.bfloat16(), mask)
+    for found in (autocast, converted):
         torch.testing.assert_close(found.boxes.float(), expected.boxes, rtol=0, atol=0.05)
 
 
-def test_resnet50_trains_a_step_on_a_coco_sized_picture():
+def test_resnet50_trains_a_step_on_a_coco_sized_image():
     torch.manual_seed(0)
     model = detr_resnet50(num_encoder_layers=1, num_decoder_layers=1)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""The original's tiny model, number by number."""
+"""The outputs of facebookresearch/detr for a tiny model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def record(model, images, mask):
 
 
 @pytest.mark.parametrize(("dtype", "run", "tolerance"), RUNS)
-def test_every_stage_equals_the_original(tiny_detr, arrays, dtype, run, tolerance):
+def test_every_stage_equals_the_reference(tiny_detr, arrays, dtype, run, tolerance):
     images, mask = torch.from_numpy(arrays["images"]).to(dtype), torch.from_numpy(arrays["mask"])
     for name, found in record(tiny_detr(dtype), images, mask).items():
         np.testing.assert_allclose(
@@ -54,7 +54,7 @@ def test_every_stage_equals_the_original(tiny_detr, arrays, dtype, run, toleranc
 
 
 @pytest.mark.parametrize(("dtype", "run", "tolerance"), RUNS)
-def test_postprocessing_equals_the_original(arrays, dtype, run, tolerance):
+def test_postprocessing_equals_the_reference(arrays, dtype, run, tolerance):
     logits = torch.from_numpy(arrays[f"{run}/pred_logits"]).to(dtype)
     boxes = torch.from_numpy(arrays[f"{run}/pred_boxes"]).to(dtype)
     for image, found in enumerate(postprocess(logits, boxes, arrays["img_sizes_hw"].tolist())):
@@ -68,7 +68,7 @@ def test_postprocessing_wants_a_size_per_image():
         postprocess(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), [(10, 10)])
 
 
-def test_learned_positions_equal_the_original(golden):
+def test_learned_positions_equal_the_reference(golden):
     posenc = golden("posenc")
     encoding = LearnedPositionEncoding(16)
     for name in ("row_embed", "col_embed"):

@@ -11,7 +11,7 @@ from detr_fast.images import ImageError
 
 @pytest.fixture
 def model(small_detr):
-    """A model that finds something in every picture, each query another thing."""
+    """A model that has detections in each image, a different one for each query."""
     model = small_detr()
     nn.init.normal_(model.query_embed.weight, std=5)
     nn.init.normal_(model.class_embed.weight, std=1)
@@ -19,7 +19,7 @@ def model(small_detr):
     return model
 
 
-def picture(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
+def make_image(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -29,12 +29,12 @@ def assert_same(found, expected, tolerance=0.0):
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=tolerance)
 
 
-def test_all_kinds_of_pictures_are_the_same(model, tmp_path):
-    pixels = picture()
+def test_all_kinds_of_inputs_are_the_same(model, tmp_path):
+    pixels = make_image()
     image = Image.fromarray(pixels)
-    image.save(tmp_path / "picture.png")
+    image.save(tmp_path / "image.png")
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-    kinds = [tmp_path / "picture.png", str(tmp_path / "picture.png"), image, image.convert("RGBA"), pixels, tensor]
+    kinds = [tmp_path / "image.png", str(tmp_path / "image.png"), image, image.convert("RGBA"), pixels, tensor]
     kinds += [tensor / 255, (tensor / 255).double()]
     expected = model.predict(kinds[0], threshold=0)[0]
     assert len(expected["scores"]) == 5
@@ -44,22 +44,22 @@ def test_all_kinds_of_pictures_are_the_same(model, tmp_path):
         assert_same(model.predict(kind, threshold=0)[0], expected)
 
 
-def test_grey_arrays_are_grey_pictures(model):
-    grey = picture()[..., 0]
-    found = model.predict([grey, np.repeat(grey[..., None], 3, -1)], threshold=0)
+def test_two_dimensional_arrays_are_grayscale_images(model):
+    gray = make_image()[..., 0]
+    found = model.predict([gray, np.repeat(gray[..., None], 3, -1)], threshold=0)
     assert_same(found[0], found[1], 1e-5)
 
 
-def test_pictures_of_mixed_sizes_are_padded_alike(model):
-    """In a batch a picture gets what the network says of it, padded: nothing of its neighbours."""
-    first, second, third = picture(40, 56), picture(70, 31, 1), picture(9, 200, 2)
+def test_images_of_mixed_sizes_do_not_affect_each_other(model):
+    """The detections in a padded image of a batch do not depend on the other images."""
+    first, second, third = make_image(40, 56), make_image(70, 31, 1), make_image(9, 200, 2)
     batch = model.predict([first, second, third], threshold=0, batch_size=3)
     other = model.predict([first, 255 - second, 255 - third], threshold=0, batch_size=3)
     assert_same(batch[0], other[0], 1e-4)
     assert not torch.equal(batch[1]["boxes"], other[1]["boxes"])
 
 
-def test_boxes_are_pixels_of_the_picture_given(model, monkeypatch):
+def test_boxes_are_pixels_of_the_given_image(model, monkeypatch):
     logits = torch.zeros(2, 1, 5, 4)
     logits[-1, 0, :, 3] = torch.tensor([9.0, 0, 9, 0, 9])  # no object in queries 0, 2 and 4
     logits[-1, 0, 1, 2], logits[-1, 0, 3, 0] = 8.0, 9.0
@@ -72,31 +72,31 @@ def test_boxes_are_pixels_of_the_picture_given(model, monkeypatch):
         return type("Output", (), {"pred_logits": logits[-1], "pred_boxes": boxes[-1]})
 
     monkeypatch.setattr(model, "forward", forward)
-    (found,) = model.predict(picture(100, 400))
+    (found,) = model.predict(make_image(100, 400))
     assert seen == [(1, 3, 16, 64)]  # shorter side 48 would make the longer one 192; that is limited to 64
-    assert found["labels"].tolist() == [0, 2]  # the surer one first
+    assert found["labels"].tolist() == [0, 2]  # the higher score first
     expected = torch.tensor([[0.0, 70, 120, 100], [150, 25, 250, 75]])  # the first is clipped: -40 and 110
     torch.testing.assert_close(found["boxes"], expected)
     assert found["scores"][0] > found["scores"][1] > 0.99
 
 
 def test_only_scores_from_the_threshold_on(model):
-    everything = model.predict(picture(), threshold=0)[0]
+    everything = model.predict(make_image(), threshold=0)[0]
     middle = everything["scores"][2].item()
-    found = model.predict(picture(), threshold=middle)[0]
+    found = model.predict(make_image(), threshold=middle)[0]
     assert_same(found, {name: values[:3] for name, values in everything.items()})
-    nothing = model.predict(picture(), threshold=1)[0]
+    nothing = model.predict(make_image(), threshold=1)[0]
     assert (nothing["scores"].shape, nothing["labels"].shape, nothing["boxes"].shape) == ((0,), (0,), (0, 4))
 
 
-def test_no_pictures_no_results(model):
+def test_no_images_no_results(model):
     assert model.predict([]) == []
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_mode_is_left_as_it_was(model, training):
     model.train(training)
-    first, second = (model.predict(picture(), threshold=0)[0] for _ in range(2))
+    first, second = (model.predict(make_image(), threshold=0)[0] for _ in range(2))
     assert_same(first, second)  # without dropout
     assert model.training == training
     with pytest.raises(ImageError):
@@ -105,8 +105,8 @@ def test_the_mode_is_left_as_it_was(model, training):
 
 
 def test_predicts_in_the_models_dtype(model):
-    expected = model.predict(picture(), threshold=0)[0]
-    found = model.double().predict(picture(), threshold=0)[0]
+    expected = model.predict(make_image(), threshold=0)[0]
+    found = model.double().predict(make_image(), threshold=0)[0]
     torch.testing.assert_close(found["scores"].float(), expected["scores"], rtol=0, atol=1e-4)
 
 
@@ -124,13 +124,13 @@ def test_predicts_in_the_models_dtype(model):
         (None, "image 1: expected a path, a PIL image, an array or a tensor, got NoneType"),
     ],
 )
-def test_a_bad_picture_is_named_with_its_place(model, bad, message):
+def test_a_bad_image_is_named_with_its_index(model, bad, message):
     with pytest.raises(ImageError, match=message):
-        model.predict([picture(), bad], batch_size=1)
+        model.predict([make_image(), bad], batch_size=1)
 
 
 def test_a_truncated_pil_image_is_named(model, tmp_path):
-    Image.fromarray(picture()).save(tmp_path / "cut.jpg")
+    Image.fromarray(make_image()).save(tmp_path / "cut.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:900])
     with Image.open(tmp_path / "cut.jpg") as lazy, pytest.raises(ImageError, match=r"image 0: .*truncated"):
         model.predict(lazy)
@@ -138,12 +138,12 @@ def test_a_truncated_pil_image_is_named(model, tmp_path):
 
 def test_bad_options_are_named(model):
     with pytest.raises(ValueError, match=r"threshold must be within \[0, 1\], got 50"):
-        model.predict(picture(), threshold=50)
+        model.predict(make_image(), threshold=50)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        model.predict(picture(), batch_size=0)
+        model.predict(make_image(), batch_size=0)
 
 
 def test_a_diverged_model_is_named(model):
     model.class_embed.bias.data[0] = float("nan")
     with pytest.raises(ValueError, match="outputs are not finite"):
-        model.predict(picture())
+        model.predict(make_image())

@@ -67,7 +67,7 @@ def test_stem_and_first_stage_are_frozen():
     assert trained == {"layer2", "layer3", "layer4"}
 
 
-def test_the_tiny_network_is_small_and_trained_whole():
+def test_the_tiny_network_is_small_and_trained_completely():
     network = build_backbone("resnet_tiny")
     assert sum(p.numel() for p in network.parameters()) < 700_000
     network(torch.randn(2, 3, 64, 64)).square().sum().backward()

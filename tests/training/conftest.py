@@ -20,7 +20,7 @@ def fresh_accelerator():
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of shapes: 12 pictures to train on, 5 held out."""
+    """A data set of shapes: 12 training images and 5 validation images."""
     return make_shapes(tmp_path_factory.mktemp("data") / "shapes", 12, 5, image_size=32)
 
 
@@ -55,8 +55,8 @@ def config(shapes: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
         top: dict[str, Any] = {"output": str(tmp_path / "run"), "epochs": 2, "log_every": 1, "device": "cpu"}
         classes = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig}
         for name, value in overrides.items():
-            place = next((parts[part] for part, cls in classes.items() if name in cls.__dataclass_fields__), top)
-            place[name] = value
+            options = next((parts[part] for part, cls in classes.items() if name in cls.__dataclass_fields__), top)
+            options[name] = value
         return TrainConfig(**{name: cls(**parts[name]) for name, cls in classes.items()}, **top)
 
     return build

@@ -1,4 +1,4 @@
-"""What only shows in processes of their own: being killed, and training on two ranks."""
+"""Tests in separate processes: killed runs, and training on two ranks."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def _wait_for_step(process: subprocess.Popen, metrics: Path, step: int) -> None:
 
 def test_killed_at_a_random_step_and_resumed_is_never_stopped(config, tmp_path):
     options = {"epochs": 40, "eval_every": 20, "batch_size": 4, "checkpoint_steps": 1, "ema_decay": 0.95}
-    whole = _write_config(config(output=str(tmp_path / "whole"), **options), tmp_path / "whole.yaml")
+    complete = _write_config(config(output=str(tmp_path / "complete"), **options), tmp_path / "complete.yaml")
     parts = _write_config(config(output=str(tmp_path / "parts"), **options), tmp_path / "parts.yaml")
-    _run("train", "--config", whole)
+    _run("train", "--config", complete)
 
     metrics = tmp_path / "parts" / "metrics.jsonl"
     resume: list[str] = []
@@ -65,7 +65,7 @@ def test_killed_at_a_random_step_and_resumed_is_never_stopped(config, tmp_path):
         resume = ["--resume"]
     _run("train", "--config", parts, *resume)
 
-    expected, actual = (load_checkpoint(tmp_path / run / "checkpoints" / "last.pt") for run in ("whole", "parts"))
+    expected, actual = (load_checkpoint(tmp_path / run / "checkpoints" / "last.pt") for run in ("complete", "parts"))
     assert expected["progress"]["step"] == actual["progress"]["step"] == 120
     for part in ("model", "ema"):
         for name, value in expected[part].items():
@@ -89,10 +89,10 @@ def test_signals_end_in_a_checkpoint(config, tmp_path, number, code):
 
 
 def test_two_ranks_train_as_one_with_the_double_batch(config, shapes, tmp_path):
-    """Pictures have several objects or none, so that with one picture a rank some ranks have no target at all.
+    """Images have several objects or none, so that with one image per rank some ranks have no target.
 
-    (With a single object on two ranks the mean number of targets, one half, is raised to 1, as in the original;
-    a double batch has no such half.)
+    (With a single object on two ranks the mean number of targets is 1/2 and raised to 1, as in facebookresearch/detr,
+    which does not happen for a batch of twice the size.)
     """
     content = json.loads((shapes / "annotations/instances_train.json").read_text())
     objects = Counter(a["image_id"] for a in content["annotations"])
@@ -108,10 +108,10 @@ def test_two_ranks_train_as_one_with_the_double_batch(config, shapes, tmp_path):
 
     expected, actual = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("one", "two"))
     assert len(expected) == len(actual) == 14
-    for ours, theirs in zip(actual, expected, strict=True):
+    for found, reference in zip(actual, expected, strict=True):
         for name in ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_bbox_0", "grad_norm", "AP", "AP50"):
-            if name in theirs:
-                assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), (name, theirs["step"])
+            if name in reference:
+                assert found[name] == pytest.approx(reference[name], rel=1e-4, abs=1e-5), (name, reference["step"])
     states = [load_checkpoint(tmp_path / run / "checkpoints" / "last.pt") for run in ("one", "two")]
     for name, value in states[0]["model"].items():
         torch.testing.assert_close(states[1]["model"][name], value, rtol=1e-3, atol=2e-5)

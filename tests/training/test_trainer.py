@@ -35,8 +35,8 @@ def test_a_run_leaves_what_it_promises(config):
     assert [r["step"] for r in records if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert [r["step"] for r in records if r["kind"] == "eval"] == [3, 6]
     assert {"loss", "loss_ce_0", "class_error", "lr", "images_per_second", "grad_norm"} <= records[0].keys()
-    for picture in ("curves.png", "predictions.png"):
-        with Image.open(output / picture) as image:
+    for figure in ("curves.png", "predictions.png"):
+        with Image.open(output / figure) as image:
             assert min(image.size) > 200
     assert yaml.safe_load((output / "config.yaml").read_text())["model"]["hidden_dim"] == 16
     files = {path.name for path in (output / "checkpoints").iterdir()}
@@ -51,7 +51,7 @@ def test_a_run_leaves_what_it_promises(config):
 
 
 def test_learns(config):
-    """On a dozen pictures, seen often enough, the losses must fall to a fraction."""
+    """On a dozen images the losses fall to a fraction."""
     settings = config(epochs=60, eval_every=60, dropout=0.0, log_every=3)
     Trainer(settings).run()
     losses = [r["loss"] for r in read_metrics(Path(settings.output) / "metrics.jsonl") if r["kind"] == "train"]
@@ -72,8 +72,8 @@ def test_same_seed_same_weights_whatever_the_workers(config, tmp_path):
 def test_stopping_and_resuming_changes_nothing(config, tmp_path, stop_after, monkeypatch):
     """Dropout, moving average and accumulation on; stopped within and at the end of an epoch."""
     options = {"ema_decay": 0.9, "accumulate": 2, "batch_size": 2, "epochs": 3, "eval_every": 2}
-    whole = Trainer(config(output=str(tmp_path / "whole"), **options))
-    whole.run()
+    complete = Trainer(config(output=str(tmp_path / "complete"), **options))
+    complete.run()
 
     settings = config(output=str(tmp_path / "parts"), **options)
     first = Trainer(settings)
@@ -87,18 +87,18 @@ def test_stopping_and_resuming_changes_nothing(config, tmp_path, stop_after, mon
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(first.state, "step", step_then_ask)
-    with pytest.raises(Stopped, match=f"stopped by SIGTERM after step {stop_after}; go on with --resume"):
+    with pytest.raises(Stopped, match=f"stopped by SIGTERM after step {stop_after}; the checkpoint is .*last"):
         first.run()
     second = Trainer(settings, resume=True)
     assert second.state.progress.step == stop_after
     second.run()
-    assert _same(_weights(whole), _weights(second))
+    assert _same(_weights(complete), _weights(second))
     logged = [
         [
             {k: v for k, v in r.items() if k != "images_per_second"}
             for r in read_metrics(tmp_path / run / "metrics.jsonl")
         ]
-        for run in ("whole", "parts")
+        for run in ("complete", "parts")
     ]
     assert logged[0] == logged[1]
 
@@ -115,7 +115,7 @@ def test_a_finished_run_can_be_made_longer(config):
 
 def test_a_run_is_not_overwritten(config):
     Trainer(config(epochs=1)).run()
-    with pytest.raises(CheckpointError, match="holds a run already; go on with it by --resume"):
+    with pytest.raises(CheckpointError, match="already contains a run; continue it with --resume"):
         Trainer(config(epochs=1))
 
 
@@ -126,12 +126,12 @@ def test_a_checkpoint_cut_in_half_gives_way_to_the_one_before(config, caplog):
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
     with caplog.at_level(logging.WARNING):
         trainer = Trainer(settings, resume=True)
-    assert "last.pt is damaged or no checkpoint" in caplog.text
+    assert "last.pt is damaged or not a checkpoint" in caplog.text
     assert "previous.pt instead" in caplog.text
     assert trainer.state.progress.step == 6
     for path in last.parent.glob("*.pt"):
         path.write_bytes(b"no checkpoint")
-    with pytest.raises(CheckpointError, match="no checkpoint can be resumed from"):
+    with pytest.raises(CheckpointError, match="none of the checkpoints can be read"):
         Trainer(settings, resume=True)
 
 
@@ -160,7 +160,7 @@ def test_a_full_disk_costs_no_checkpoint_and_no_training(config, caplog):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "could not write" in caplog.text
-    assert "training goes on and tries again" in caplog.text
+    assert "training continues, and a checkpoint is written again later" in caplog.text
     assert load_checkpoint(Path(settings.output) / "checkpoints" / "last.pt")["progress"]["epoch"] == 1
 
 
@@ -232,7 +232,7 @@ def test_bad_configurations_name_their_part(config, shapes, tmp_path):
         Trainer(config(train_annotations=str(tmp_path / "none.json")))
 
 
-def test_a_picture_that_breaks_off_is_replaced_and_told(config, shapes, tmp_path):
+def test_a_truncated_image_is_replaced_and_reported(config, shapes, tmp_path):
     import shutil
 
     broken = tmp_path / "broken"

@@ -1,4 +1,4 @@
-"""Detectors of Hugging Face transformers on our hot paths: one line before training, one to undo it.
+"""The integration of Hugging Face transformers: one call before training, and one to undo it.
 
 >>> accelerate(model)
 >>> trainer.train()
@@ -13,51 +13,53 @@ from torch import nn
 
 from detr_fast.integrations.huggingface.criteria import FAMILIES, FastLoss
 from detr_fast.integrations.huggingface.position import FastEncoding, encoding_options
-from detr_fast.integrations.huggingface.rebinding import OwnAssignment
+from detr_fast.integrations.huggingface.rebinding import FastAssignment
 from detr_fast.integrations.versions import require_version
 
 __all__ = ["TESTED_VERSIONS", "accelerate", "restore"]
 
 TESTED_VERSIONS = ("5.23",)
 
-ASSIGNING = ("Mask2FormerHungarianMatcher", "MaskFormerHungarianMatcher")  # matchers that are modules of the model
+MATCHER_MODULES = ("Mask2FormerHungarianMatcher", "MaskFormerHungarianMatcher")  # are submodules of the model
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def accelerate(model: Model, matcher: bool = True, loss: bool = True, position_encoding: bool = True) -> Model:
-    """Let a detector compute with our ops; losses, gradients and matches stay what they are.
+    """Run a detector on the ops of this package; losses, gradients and matches do not change.
 
-    Only this instance changes, in place. Parameters, buffers, submodules, configuration and what ``save_pretrained``
-    writes stay the same. Call it before the model is wrapped or compiled; calling it again replaces the choice.
+    The model is modified in place, and other instances are not affected. Its parameters, buffers, submodules,
+    configuration, and the files that ``save_pretrained`` writes do not change. Call it before the model is wrapped or
+    compiled. A second call replaces the selection of the first.
 
     Args:
-        model: a model for object detection or segmentation of the families in the README's table.
-        matcher: match all layers of a step in one call, or where the costs are of masks, assign with our solver.
-        loss: compute class and box losses of all layers in one call.
-        position_encoding: compute the sine position encoding of the padding mask.
+        model: A model for object detection or segmentation of a supported family.
+        matcher: Whether to match all layers of a step in one call. If the matching costs contain masks, only the
+            assignment is computed by :func:`detr_fast.ops.linear_sum_assignment`.
+        loss: Whether to compute the class and box losses of all layers in one call.
+        position_encoding: Whether to compute the sine position encoding of the padding mask.
 
     Returns:
         The model.
 
     Raises:
-        UntestedVersionError: transformers is of a release this was never tried with.
-        ValueError: there is nothing in the model that we know how to replace.
+        UntestedVersionError: The installed release of transformers is not tested.
+        ValueError: The model has no part that can be replaced.
     """
     require_version("transformers", TESTED_VERSIONS)
     restore(model)
-    own_matchers = [module for module in model.modules() if type(module).__name__ in ASSIGNING]
-    original = _loss_function(model)
-    if original is None and not own_matchers:
+    matchers = [module for module in model.modules() if type(module).__name__ in MATCHER_MODULES]
+    loss_function = _loss_function(model)
+    if loss_function is None and not matchers:
         raise ValueError(
-            f"{type(model).__name__} has none of the loss functions that are known: {', '.join(FAMILIES)}. "
-            "Pass the model itself, before it is wrapped or compiled, and without a loss_function of its own"
+            f"{type(model).__name__} has none of the supported loss functions: {', '.join(FAMILIES)}. "
+            "Pass the model before it is wrapped or compiled, and without a custom loss_function"
         )
-    if original is not None and (matcher or loss):
-        model.loss_function = FastLoss(original, matcher=matcher, loss=loss)  # type: ignore[assignment]
+    if loss_function is not None and (matcher or loss):
+        model.loss_function = FastLoss(loss_function, matcher=matcher, loss=loss)  # type: ignore[assignment]
     if matcher:
-        for module in own_matchers:
-            module.forward = OwnAssignment(module)
+        for module in matchers:
+            module.forward = FastAssignment(module)
     if position_encoding:
         for module in model.modules():
             options = encoding_options(module)
@@ -67,18 +69,18 @@ def accelerate(model: Model, matcher: bool = True, loss: bool = True, position_e
 
 
 def restore(model: Model) -> Model:
-    """Undo :func:`accelerate`; a model that was never accelerated stays as it is."""
+    """Undo :func:`accelerate`; any other model is unchanged."""
     if isinstance(model.__dict__.get("_loss_function"), FastLoss):
         del model.__dict__["_loss_function"]
     for module in model.modules():
-        if isinstance(module.__dict__.get("forward"), (FastEncoding, OwnAssignment)):
+        if isinstance(module.__dict__.get("forward"), (FastEncoding, FastAssignment)):
             del module.__dict__["forward"]
     return model
 
 
 def _loss_function(model: Any) -> Any:
-    """The loss function of transformers that the model uses, None where we do not know it."""
-    if getattr(model, "loss_type", None) is None:  # without one transformers takes that of language models
+    """Return the loss function of the model; None if it is not supported."""
+    if getattr(model, "loss_type", None) is None:  # transformers would use the loss of language models
         return None
     found = model.loss_function
     return found if getattr(found, "__name__", None) in FAMILIES else None

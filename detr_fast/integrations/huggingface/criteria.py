@@ -1,7 +1,7 @@
-"""The criteria of transformers, their matching and losses computed by our ops for all layers at once.
+"""Matching and losses of the criteria of transformers, with one call to each op for all layers.
 
-A loss function of transformers builds a criterion at each call, hands it the layers' outputs and weighs what comes
-back. Only what the criterion computes is replaced.
+A loss function of transformers builds a criterion at each call, passes it the outputs of the layers, and weights the
+losses that it returns. Only the computation of the criterion is replaced.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from detr_fast.integrations.huggingface.matching import (
     match_weights,
     pack_labels,
 )
-from detr_fast.integrations.huggingface.rebinding import OwnAssignment, rebind
+from detr_fast.integrations.huggingface.rebinding import FastAssignment, rebind
 from detr_fast.integrations.pairs import from_pairs, to_pairs
 from detr_fast.ops.metrics import cardinality_error
 from detr_fast.ops.targets import Targets
@@ -36,30 +36,42 @@ Losses = dict[str, Tensor]
 Labels = Sequence[Mapping[str, Tensor]]
 
 
+def _on_this_process(num_boxes: int, device: torch.device) -> float:
+    return float(num_boxes)
+
+
 @dataclass(frozen=True)
 class Family:
-    """What the criteria of one loss function have in common."""
+    """The common properties of the criteria of a loss function.
 
-    criterion: str  # the name under which the loss function looks its criterion up
-    weights: Callable[[Any], LossWeights] | None = None  # of a criterion; None: its losses stay its own
-    classes: str = "labels"  # the entry of criterion.losses that ours takes the place of
-    class_loss: str = "loss_ce"  # and the name of its result
-    auxiliary: str = "_{}"  # suffix of an auxiliary layer's losses
-    weighted: bool = False  # the criterion itself applies its weight_dict
-    count: Callable[[int, torch.device], float] = lambda num_boxes, device: float(
-        num_boxes
-    )  # the divisor of the box losses, from this process's number
+    Attributes:
+        criterion: Name of the criterion class in the module of the loss function.
+        weights: Returns the weights of a criterion; None if its losses are not replaced.
+        classes: The entry of ``criterion.losses`` that stands for the class loss.
+        class_loss: Name of the class loss in the result.
+        auxiliary: Suffix of the losses of an auxiliary layer.
+        weighted: Whether the criterion applies its ``weight_dict``.
+        count: Returns the divisor of the box losses from the number of boxes of this process and the device.
+    """
+
+    criterion: str
+    weights: Callable[[Any], LossWeights] | None = None
+    classes: str = "labels"
+    class_loss: str = "loss_ce"
+    auxiliary: str = "_{}"
+    weighted: bool = False
+    count: Callable[[int, torch.device], float] = _on_this_process
 
 
 def _over_processes(num_boxes: int, device: torch.device) -> float:
-    """As ImageLoss counts: accelerate's mean over the processes, divided by their number once more."""
+    """The divisor of ImageLoss: Accelerate's mean over the processes, divided by their number again."""
     if not PartialState._shared_state or PartialState().num_processes == 1:
         return float(num_boxes)
     return float(reduce(torch.full((1,), float(num_boxes), device=device))) / PartialState().num_processes
 
 
 def _over_ranks(num_boxes: int, device: torch.device) -> float:
-    """As LW-DETR counts: the mean over torch's ranks."""
+    """The divisor of LW-DETR: the mean over the ranks of torch.distributed."""
     if not dist.is_available() or not dist.is_initialized():
         return float(num_boxes)
     total = torch.full((1,), float(num_boxes), device=device)
@@ -100,43 +112,43 @@ FAMILIES = {
 
 
 class FastLoss:
-    """Takes the place of a model's ``loss_function``.
+    """Replaces the ``loss_function`` of a model.
 
     Args:
-        original: the loss function of transformers.
-        matcher: match with our ops.
-        loss: compute the losses with our ops, where the family's are among those we have.
+        function: The loss function of transformers.
+        matcher: Whether to replace the matching.
+        loss: Whether to replace the computation of the losses, if the family supports it.
     """
 
-    def __init__(self, original: Callable[..., Any], *, matcher: bool, loss: bool) -> None:
-        self.original = original
+    def __init__(self, function: Callable[..., Any], *, matcher: bool, loss: bool) -> None:
+        self.function = function
         self.matcher = matcher
         self.loss = loss
 
     @property
     def family(self) -> Family:
-        return FAMILIES[self.original.__name__]
+        return FAMILIES[self.function.__name__]
 
-    @torch.compiler.disable  # a solver on the host, as theirs: the graph breaks here and nowhere else
+    @torch.compiler.disable  # the solver breaks the graph as in transformers, and only here
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         name = self.family.criterion
-        build = partial(self._build_criterion, self.original.__globals__[name])
-        return rebind(self.original, **{name: build})(*args, **kwargs)
+        build = partial(self._build_criterion, self.function.__globals__[name])
+        return rebind(self.function, **{name: build})(*args, **kwargs)
 
-    def _build_criterion(self, theirs: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
-        criterion = theirs(*args, **kwargs)
+    def _build_criterion(self, build: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
+        criterion = build(*args, **kwargs)
         if self.matcher and _can_batch(criterion):
             criterion.matcher = BatchedMatcher(criterion.matcher)  # type: ignore[arg-type]
             criterion.register_forward_pre_hook(_prepare_matcher)
         elif self.matcher:
-            criterion.matcher.forward = OwnAssignment(criterion.matcher)  # type: ignore[arg-type, union-attr]
+            criterion.matcher.forward = FastAssignment(criterion.matcher)  # type: ignore[arg-type, union-attr]
         if self.loss and self.family.weights is not None:
             criterion.forward = partial(compute_losses, criterion, self.family)
         return criterion
 
 
 def _can_batch(criterion: Any) -> bool:
-    """Whether our costs are those of the criterion's matcher; softmax ones want no-object among the logits."""
+    """Return whether ``match_cost`` computes the costs of the matcher; with softmax it needs a no-object logit."""
     if type(criterion.matcher).__name__ not in MATCHERS:
         return False
     return match_weights(criterion.matcher).class_cost == "focal" or type(criterion).__name__ == "ImageLoss"
@@ -153,7 +165,7 @@ def _groups(criterion: Any) -> int:
 
 
 def _layers(outputs: Output, auxiliary: str) -> list[tuple[str, Output]]:
-    """The layers that are matched, each with the suffix of its losses' names."""
+    """Return the layers that are matched, each with the suffix of its losses."""
     layers = [("", outputs)]
     layers += [(auxiliary.format(i), layer) for i, layer in enumerate(outputs.get("auxiliary_outputs", ()))]
     if "enc_outputs" in outputs:
@@ -162,7 +174,17 @@ def _layers(outputs: Output, auxiliary: str) -> list[tuple[str, Output]]:
 
 
 def compute_losses(criterion: Any, family: Family, outputs: Output, labels: Labels) -> Losses:
-    """What ``criterion.forward`` returns, by the same names."""
+    """Compute the losses that ``criterion.forward`` returns.
+
+    Args:
+        criterion: A criterion of transformers.
+        family: The family of the criterion.
+        outputs: The outputs of the model with those of the auxiliary layers.
+        labels: ``class_labels`` [t] and ``boxes`` [t,4], cxcywh in [0,1], of each image.
+
+    Returns:
+        Scalars by the names of transformers.
+    """
     groups = _groups(criterion)
     total = groups * sum(len(image["class_labels"]) for image in labels)
     num_boxes = max(family.count(total, outputs["logits"].device), 1.0)
@@ -192,39 +214,40 @@ def _losses_of_layers(
     criterion: Any,
     family: Family,
     layers: Sequence[tuple[str, Output]],
-    matched: Sequence[Tensor],  # for each layer [G,T]
+    matched: Sequence[Tensor],
     targets: Targets,
     labels: Labels,
     num_boxes: float,
 ) -> Losses:
+    """Compute the losses of layers, given the query of each target, int64 [G,T], of each layer."""
     assert family.weights is not None
     weights = family.weights(criterion)
     suffixes = {id(layer): suffix for suffix, layer in layers}
     index_of = {id(layer): index for (_, layer), index in zip(layers, matched, strict=True)}
     losses: Losses = {}
-    for alike in group_by_shape([layer for _, layer in layers]):
-        logits = torch.stack([layer["logits"] for layer in alike])  # [L,B,Q,C]
-        boxes = torch.stack([layer["pred_boxes"] for layer in alike])
-        index = torch.stack([index_of[id(layer)] for layer in alike])  # [L,G,T]
+    for stacked in group_by_shape([layer for _, layer in layers]):
+        logits = torch.stack([layer["logits"] for layer in stacked])  # [L,B,Q,C]
+        boxes = torch.stack([layer["pred_boxes"] for layer in stacked])
+        index = torch.stack([index_of[id(layer)] for layer in stacked])  # [L,G,T]
         terms = ops.set_loss(logits, boxes, targets, index, weights=weights, num_boxes=num_boxes)
         terms[family.class_loss] = terms.pop("loss_ce")
         if "cardinality" in criterion.losses:
             terms["cardinality_error"] = cardinality_error(logits, targets, softmax=weights.class_loss == "softmax")
         for name, values in terms.items():
-            losses |= {name + suffixes[id(layer)]: value for layer, value in zip(alike, values.unbind(), strict=True)}
-    # What we have no op for, as masks and distributions over box edges, the criterion computes from our matches.
+            losses |= {name + suffixes[id(layer)]: value for layer, value in zip(stacked, values.unbind(), strict=True)}
+    # The criterion computes losses without an op, such as those of masks, from the matches.
     for (suffix, layer), index in zip(layers, matched, strict=True):
         for name in [name for name in criterion.losses if name not in (family.classes, "boxes", "cardinality")]:
             if name == "masks" and suffix:
-                continue  # theirs are of the last layer only
+                continue  # transformers computes them for the last layer only
             pairs = to_pairs(index, targets, layer["logits"].shape[1])
             found = criterion.get_loss(name, layer, labels, pairs, num_boxes)
             losses |= {key + suffix: value for key, value in found.items()}
-    return _weigh(losses, criterion.weight_dict) if family.weighted else losses
+    return _apply_weights(losses, criterion.weight_dict) if family.weighted else losses
 
 
-def _weigh(losses: Losses, weights: Mapping[str, float]) -> Losses:
-    """Each loss times the weight of its name without the suffix, those without a weight left out."""
+def _apply_weights(losses: Losses, weights: Mapping[str, float]) -> Losses:
+    """Multiply each loss by the weight of its name without the suffix, and drop losses without a weight."""
     return {
         key: weight * value
         for key, value in losses.items()
@@ -234,7 +257,15 @@ def _weigh(losses: Losses, weights: Mapping[str, float]) -> Losses:
 
 
 def denoising_matches(meta: Mapping[str, Any], targets: Targets) -> Tensor:
-    """The denoising queries [G,T] that were made from each target."""
+    """Return the denoising queries of each target.
+
+    Args:
+        meta: The ``denoising_meta_values`` of the model.
+        targets: The T targets.
+
+    Returns:
+        int64 [G,T], where G is the number of denoising groups.
+    """
     groups = meta["dn_num_group"]
     queries = [
         query.reshape(groups, -1) for query, size in zip(meta["dn_positive_idx"], targets.sizes, strict=True) if size

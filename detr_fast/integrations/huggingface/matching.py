@@ -1,4 +1,4 @@
-"""Bipartite matching for the criteria of transformers: all layers of a step in one call."""
+"""Bipartite matching for the criteria of transformers, with one call for all layers of a step."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from detr_fast.ops.match_cost import focal_class_cost
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import MatchWeights
 
-Output = Mapping[str, Any]  # one layer's "logits" [B,Q,C], "pred_boxes" [B,Q,4] and whatever else a family has
+Output = Mapping[str, Any]  # "logits" [B,Q,C] and "pred_boxes" [B,Q,4] of a layer, and other entries of the family
 
 FOCAL_MATCHERS = ("DeformableDetrHungarianMatcher", "LwDetrHungarianMatcher", "GroundingDinoHungarianMatcher")
 MATCHERS = ("HungarianMatcher", "RTDetrHungarianMatcher", *FOCAL_MATCHERS)
 
 
 def pack_labels(labels: Sequence[Mapping[str, Tensor]]) -> Targets:
-    """The targets of a batch, from what transformers calls its labels."""
+    """Pack the labels of transformers: ``class_labels`` [t] and ``boxes`` [t,4], cxcywh in [0,1], of each image."""
     return Targets.from_list([{"labels": image["class_labels"], "boxes": image["boxes"]} for image in labels])
 
 
 def match_weights(matcher: nn.Module) -> MatchWeights:
-    """The costs of one of transformers' matchers, by its attributes."""
+    """Convert the attributes of a matcher of transformers to :class:`MatchWeights`."""
     costs: dict[str, Any] = {
         "cost_class": matcher.class_cost,
         "cost_bbox": matcher.bbox_cost,
@@ -43,31 +43,42 @@ def match_weights(matcher: nn.Module) -> MatchWeights:
 
 @torch.no_grad()
 def match(
-    logits: Tensor,  # [L,B,Q,C]
-    boxes: Tensor,  # [L,B,Q,4]
+    logits: Tensor,
+    boxes: Tensor,
     targets: Targets,
     weights: MatchWeights,
     groups: int,
-    label_maps: Sequence[Tensor] | None = None,  # for each image [classes, C]: the logits that spell each class
+    label_maps: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """The query of each target, int64 [L,G,T]; -1 for none.
+    """Match each target to a query of its image.
 
-    As in transformers a cost that is not finite loses against all that are.
+    As in transformers, a cost that is not finite is replaced by the largest finite number.
+
+    Args:
+        logits: Class logits [L,B,Q,C].
+        boxes: Predicted boxes [L,B,Q,4], cxcywh in [0,1].
+        targets: Targets of the B images.
+        weights: Costs of the matching.
+        groups: Number of query groups G.
+        label_maps: For each image the tokens of each class, [classes,C]; None if a logit stands for a class.
+
+    Returns:
+        The query of each target, int64 [L,G,T], -1 where it is unmatched.
 
     Raises:
-        ValueError: a box is not finite or has a negative side.
+        ValueError: A box on a CPU is not finite or has a negative side.
     """
     if boxes.device.type == "cpu" and not (boxes[..., 2:] >= 0).all():
         raise ValueError(
             "the model predicts boxes that are not finite or have a negative side; has training diverged? "
-            "A smaller learning rate, gradient clipping or float32 in place of float16 may help"
+            "A lower learning rate, gradient clipping or float32 instead of float16 may help"
         )
     if label_maps is None:
         cost = ops.match_cost(logits, boxes, targets, weights=weights, groups=groups)
     else:
         cost = _cost_of_phrases(logits, boxes, targets, weights, label_maps)
-    worst = torch.finfo(cost.dtype).max
-    cost.nan_to_num_(nan=worst, posinf=worst, neginf=worst)
+    largest = torch.finfo(cost.dtype).max
+    cost.nan_to_num_(nan=largest, posinf=largest, neginf=largest)
     index = ops.batch_linear_sum_assignment(cost, targets, groups=groups)
     return index.view(len(logits), groups, targets.num_targets)
 
@@ -75,7 +86,7 @@ def match(
 def _cost_of_phrases(
     logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWeights, label_maps: Sequence[Tensor]
 ) -> Tensor:
-    """Costs [L,T,Q] where a class is a phrase: the mean of the focal costs of its tokens."""
+    """Compute the costs [L,T,Q] of phrases; the class cost of a phrase is the mean focal cost of its tokens."""
     one_class = boxes.new_zeros(()).expand(*boxes.shape[:3], 1)
     unlabelled = Targets(torch.zeros_like(targets.labels), targets.boxes, targets.sizes, targets.offsets)
     cost = ops.match_cost(one_class, boxes, unlabelled, weights=replace(weights, cost_class=0.0))
@@ -88,39 +99,48 @@ def _cost_of_phrases(
 
 
 class BatchedMatcher(nn.Module):
-    """Takes the place of a matcher in a criterion of transformers.
+    """Replaces the matcher of a criterion of transformers.
 
-    The criterion asks for one layer after another; :meth:`prepare`, called before, answers for all of them at once.
+    The criterion calls its matcher for one layer at a time; :meth:`prepare` matches all layers before.
 
     Args:
-        matcher: the one whose place it takes.
+        matcher: The matcher of transformers.
     """
 
     def __init__(self, matcher: nn.Module) -> None:
         super().__init__()
         self.weights = match_weights(matcher)
-        self.matched: dict[int, Tensor] = {}  # [G,T] by the identity of a layer's logits
+        self.matched: dict[int, Tensor] = {}  # int64 [G,T] by the identity of the logits of a layer
 
     def prepare(self, layers: Sequence[Output], targets: Targets, groups: int) -> list[Tensor]:
-        """Match all layers, those of one shape together; each as [G,T]."""
+        """Match all layers, with one call for all layers of the same shape.
+
+        Args:
+            layers: The outputs of the layers.
+            targets: The targets.
+            groups: Number of query groups G.
+
+        Returns:
+            The query of each target, int64 [G,T], of each layer.
+        """
         self.targets = targets
         self.matched = {}
-        for alike in group_by_shape(layers):
-            logits = torch.stack([layer["logits"].detach() for layer in alike])
-            boxes = torch.stack([layer["pred_boxes"].detach() for layer in alike])
-            indices = match(logits, boxes, targets, self.weights, groups, alike[0].get("label_maps"))
-            self.matched |= {id(layer["logits"]): index for layer, index in zip(alike, indices, strict=True)}
+        for stacked in group_by_shape(layers):
+            logits = torch.stack([layer["logits"].detach() for layer in stacked])
+            boxes = torch.stack([layer["pred_boxes"].detach() for layer in stacked])
+            indices = match(logits, boxes, targets, self.weights, groups, stacked[0].get("label_maps"))
+            self.matched |= {id(layer["logits"]): index for layer, index in zip(stacked, indices, strict=True)}
         return [self.matched[id(layer["logits"])] for layer in layers]
 
     def forward(self, outputs: Output, targets: Sequence[Mapping[str, Tensor]], group_detr: int = 1) -> Pairs:
-        """What the matcher of transformers returns for one layer."""
+        """Return the pairs of one layer, as the matcher of transformers does."""
         if id(outputs["logits"]) not in self.matched:
             self.prepare([outputs], pack_labels(targets), group_detr)
         return to_pairs(self.matched[id(outputs["logits"])], self.targets, outputs["logits"].shape[1])
 
 
 def group_by_shape(layers: Sequence[Output]) -> list[list[Output]]:
-    """Layers whose logits can be stacked, in the order given."""
+    """Group layers whose logits can be stacked, in the given order."""
     groups: dict[torch.Size, list[Output]] = {}
     for layer in layers:
         groups.setdefault(layer["logits"].shape, []).append(layer)

@@ -1,4 +1,4 @@
-"""The sine position embeddings of transformers, computed by our op."""
+"""The sine position embeddings of transformers, computed by ``sine_position_encoding``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detr_fast import ops
 Options = dict[str, Any]
 
 
-def _counted(embedding: Any) -> Options:
+def _from_cell_counts(embedding: Any) -> Options:
     return {
         "num_feats": embedding.num_position_features,
         "temperature": embedding.temperature,
@@ -23,8 +23,8 @@ def _counted(embedding: Any) -> Options:
     }
 
 
-def _from_cell_centres(embedding: Any) -> Options:
-    return _counted(embedding) | {"offset": -0.5 if embedding.normalize else 0.0}
+def _from_cell_centers(embedding: Any) -> Options:
+    return _from_cell_counts(embedding) | {"offset": -0.5 if embedding.normalize else 0.0}
 
 
 def _dab(embedding: Any) -> Options | None:
@@ -50,12 +50,12 @@ def _grounding_dino(embedding: Any) -> Options:
     return {"num_feats": embedding.embedding_dim, "temperature": embedding.temperature, "scale": embedding.scale}
 
 
-# Those of RT-DETR and its kin depend on the shape only and are kept between steps: nothing is to be gained there.
+# The embeddings of RT-DETR and related models depend on the shape only and are cached between steps.
 OPTIONS: Mapping[str, Callable[[Any], Options | None]] = {
-    "DetrSinePositionEmbedding": _counted,
-    "ConditionalDetrSinePositionEmbedding": _counted,
-    "DeformableDetrSinePositionEmbedding": _from_cell_centres,
-    "Mask2FormerSinePositionEmbedding": _counted,
+    "DetrSinePositionEmbedding": _from_cell_counts,
+    "ConditionalDetrSinePositionEmbedding": _from_cell_counts,
+    "DeformableDetrSinePositionEmbedding": _from_cell_centers,
+    "Mask2FormerSinePositionEmbedding": _from_cell_counts,
     "DabDetrSinePositionEmbedding": _dab,
     "TableTransformerSinePositionEmbedding": _table_transformer,
     "GroundingDinoSinePositionEmbedding": _grounding_dino,
@@ -64,28 +64,29 @@ OPTIONS: Mapping[str, Callable[[Any], Options | None]] = {
 
 
 def encoding_options(module: nn.Module) -> Options | None:
-    """How our op computes what this module does; None where it is no such module or our op cannot."""
+    """Return the options of ``sine_position_encoding`` for a module; None if it is not a supported embedding."""
     read = OPTIONS.get(type(module).__name__)
     return None if read is None else read(module)
 
 
 class FastEncoding:
-    """The ``forward`` of a sine position embedding.
+    """Replaces the ``forward`` of a sine position embedding.
 
     Args:
-        embedding: the module whose forward it is.
-        options: of our op.
+        embedding: The module.
+        options: Options of ``sine_position_encoding``.
     """
 
     def __init__(self, embedding: nn.Module, options: Options) -> None:
         self.embedding = embedding
         self.options = options
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:  # [B,2F,H,W]
-        theirs = type(self.embedding).forward
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute the embedding [B,2F,H,W] from the arguments of the module's ``forward``."""
+        forward = type(self.embedding).forward
         if torch.compiler.is_compiling():
-            return theirs(self.embedding, *args, **kwargs)  # which the compiler fuses
-        given = signature(theirs).bind(self.embedding, *args, **kwargs).arguments
+            return forward(self.embedding, *args, **kwargs)  # the compiler fuses it
+        given = signature(forward).bind(self.embedding, *args, **kwargs).arguments
         if "pixel_values" in given:
             features = given["pixel_values"]
             return self._encode(features.shape, features.device, torch.float32, given["pixel_mask"])

@@ -1,4 +1,4 @@
-"""Run a function of someone else's module with other meanings for some of the names it looks up."""
+"""Calling a function of another module with different bindings of some of its global names."""
 
 from __future__ import annotations
 
@@ -13,28 +13,36 @@ from detr_fast import ops
 
 
 def rebind(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
-    """The function without its decorators, its module's global names replaced by ``names``; the module stays as it is.
+    """Copy a function without its decorators and with other values of global names; its module does not change.
+
+    Args:
+        function: The function.
+        **names: The values of global names.
 
     Raises:
-        LookupError: the module has no such name.
+        LookupError: The module of the function has no such name.
     """
-    original = inspect.unwrap(function)
-    assert isinstance(original, FunctionType)
-    if missing := names.keys() - original.__globals__.keys():
-        raise LookupError(f"{original.__module__} has no {sorted(missing)}")
+    unwrapped = inspect.unwrap(function)
+    assert isinstance(unwrapped, FunctionType)
+    if missing := names.keys() - unwrapped.__globals__.keys():
+        raise LookupError(f"{unwrapped.__module__} has no {sorted(missing)}")
     bound = FunctionType(
-        original.__code__,
-        {**original.__globals__, **names},
-        original.__name__,
-        original.__defaults__,
-        original.__closure__,
+        unwrapped.__code__,
+        {**unwrapped.__globals__, **names},
+        unwrapped.__name__,
+        unwrapped.__defaults__,
+        unwrapped.__closure__,
     )
-    bound.__kwdefaults__ = original.__kwdefaults__
+    bound.__kwdefaults__ = unwrapped.__kwdefaults__
     return bound
 
 
-class OwnAssignment:
-    """The ``forward`` of a matcher whose costs stay its own, its assignments ours."""
+class FastAssignment:
+    """Replaces the ``forward`` of a matcher: the matcher computes the costs, this package the assignment.
+
+    Args:
+        matcher: The matcher of transformers.
+    """
 
     def __init__(self, matcher: nn.Module) -> None:
         self.matcher = matcher

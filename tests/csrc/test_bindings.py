@@ -1,0 +1,223 @@
+"""detr_fast._C called directly: it checks what it indexes memory by, and its stub names what it exports."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import detr_fast
+from detr_fast import _C, LossWeights, MatchWeights, Targets, ops
+
+CLASSES = 3  # besides no-object
+MATCH = {
+    "focal": False,
+    "corners": False,
+    "cost_class": 1.0,
+    "cost_bbox": 5.0,
+    "cost_giou": 2.0,
+    "focal_alpha": 0.25,
+    "focal_gamma": 2.0,
+    "focal_eps": 0.0,
+    "giou_eps": 0.0,
+    "box_scale": 1.0,
+}
+LOSS = {
+    "class_loss": _C.ClassLoss.softmax,
+    "no_object": 0.1,
+    "focal_alpha": 0.25,
+    "focal_gamma": 2.0,
+    "giou_eps": 0.0,
+    "box_scale": 1.0,
+}
+FUNCTIONS = ["match_cost", "set_loss", "set_loss_backward"]
+
+
+def inputs(layers=2, sizes=(1, 2), queries=4, logits=CLASSES + 1, groups=1):
+    images, count = len(sizes), sum(sizes)
+    return {
+        "logits": np.zeros((layers, images, queries, logits), np.float32),
+        "boxes": np.full((layers, images, queries, 4), 0.5, np.float32),
+        "labels": np.zeros(count, np.int64),
+        "target_boxes": np.full((count, 4), 0.25, np.float32),
+        "offsets": np.cumsum([0, *sizes]).astype(np.int32),
+        "query_index": np.full((layers, groups, count), -1),
+    }
+
+
+def call(function, arrays, softmax=True):
+    arrays = dict(arrays)
+    if function == "match_cost":
+        del arrays["query_index"]
+        return _C.match_cost(**arrays, options=_C.MatchOptions(**MATCH | {"focal": not softmax}))
+    kind = _C.ClassLoss.softmax if softmax else _C.ClassLoss.focal
+    options = _C.LossOptions(**LOSS | {"class_loss": kind})
+    if function == "set_loss":
+        return _C.set_loss(**arrays, options=options)
+    return _C.set_loss_backward(**arrays, options=options, upstream=np.ones((3, len(arrays["logits"]))))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("instruction_set", _C.instruction_sets())
+@pytest.mark.parametrize("label", [-1, CLASSES, CLASSES + 1, 10**8, -(2**62), 2**62])
+def test_a_label_out_of_range(function, instruction_set, label):
+    arrays = inputs()
+    arrays["labels"][2] = label
+    _C.use_instruction_set(instruction_set)
+    try:
+        message = rf"^image 1, target 1: label {label} is out of range for 3 classes \(labels run from 0 to 2\); build"
+        with pytest.raises(ValueError, match=message):
+            call(function, arrays)
+        if label == CLASSES:  # without no-object, the last logit is a class
+            call(function, arrays, softmax=False)
+    finally:
+        _C.use_instruction_set(_C.instruction_sets()[0])
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize(
+    ("offsets", "message"),
+    [
+        ([1, 1, 3], "offsets must begin with 0, got 1"),
+        ([-1, 1, 3], "offsets must begin with 0, got -1"),
+        ([0, 3, 2], "offsets must not decrease, but image 1 has rows 3:2"),
+        ([0, -5, 3], "offsets must not decrease, but image 0 has rows 0:-5"),
+        ([0, 1, 4], "offsets end at 4, but there are 3 targets"),
+        ([0, 2**31 - 1, 2**31 - 1], "offsets end at 2147483647, but there are 3 targets"),
+        ([0, 3], "predictions are for 2 images, targets for 1"),
+        ([0, 1, 2, 3], "predictions are for 2 images, targets for 3"),
+        ([], r"offsets must be \[B\+1\], got \[0\]"),
+        ([[0, 1, 3]], r"offsets must be \[B\+1\], got \[1, 3\]"),
+    ],
+)
+def test_offsets_that_do_not_divide_the_targets(function, offsets, message):
+    with pytest.raises(ValueError, match=message):
+        call(function, inputs() | {"offsets": np.array(offsets, np.int32)})
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_rows_beyond_the_last_offset_are_not_read(function):
+    arrays = inputs() | {"offsets": np.array([0, 1, 2], np.int32)}
+    arrays["labels"][2] = 10**8
+    call(function, arrays)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("target_boxes", (1, 4), r"3 labels need boxes of shape \[3, 4\], got \[1, 4\]"),
+        ("target_boxes", (3, 2), r"3 labels need boxes of shape \[3, 4\], got \[3, 2\]"),
+        ("target_boxes", (12,), r"3 labels need boxes of shape \[3, 4\], got \[12\]"),
+        ("labels", (3, 1), r"labels must be \[T\], got \[3, 1\]"),
+        ("logits", (2, 2, 4), r"expected logits \[L,B,Q,C\] and boxes \[L,B,Q,4\], got \[2, 2, 4\] and"),
+        ("boxes", (2, 2, 3, 4), r"got \[2, 2, 4, 4\] and \[2, 2, 3, 4\]"),
+        ("boxes", (1, 2, 4, 4), r"got \[2, 2, 4, 4\] and \[1, 2, 4, 4\]"),
+        ("boxes", (2, 2, 4, 3), r"got \[2, 2, 4, 4\] and \[2, 2, 4, 3\]"),
+    ],
+)
+def test_shapes_that_do_not_fit(function, name, shape, message):
+    arrays = inputs()
+    with pytest.raises(ValueError, match=message):
+        call(function, arrays | {name: np.zeros(shape, arrays[name].dtype)})
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_memory_that_is_not_aligned(function):
+    arrays = inputs()
+    for name in ("logits", "labels"):
+        array = arrays[name]
+        moved = np.zeros(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
+        with pytest.raises(ValueError, match=f"{name} must be aligned"):
+            call(function, arrays | {name: moved})
+
+
+@pytest.mark.parametrize("function", FUNCTIONS[1:])
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [(4, "not below the number of queries, 4"), (-2, "below -1"), (2**62, "not below"), (-(2**62), "below -1")],
+)
+def test_a_query_index_out_of_range(function, query, reason):
+    arrays = inputs(groups=2)
+    arrays["query_index"][1, 0, 2] = query
+    with pytest.raises(ValueError, match=f"^layer 1, group 0, image 1, target 1: query_index is {query}.* is {reason}"):
+        call(function, arrays)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS[1:])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 1, 2), (2, 3)])
+def test_query_indices_of_another_shape(function, shape):
+    with pytest.raises(ValueError, match=r"query_index must be \[L,G,T\] with L=2 and T=3, got"):
+        call(function, inputs() | {"query_index": np.full(shape, -1)})
+
+
+def test_upstream_gradients_of_another_shape():
+    with pytest.raises(ValueError, match=r"upstream must be \[3,L\] with L=2, got \[3, 1\]"):
+        _C.set_loss_backward(**inputs(), options=_C.LossOptions(**LOSS), upstream=np.ones((3, 1)))
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("empty", [{"layers": 0}, {"sizes": ()}, {"sizes": (0, 0)}, {"queries": 0}])
+def test_nothing_to_compute(empty, softmax):
+    arrays = inputs(**empty)
+    layers, images, queries, _ = arrays["logits"].shape
+    assert call("match_cost", arrays, softmax).shape == (layers, len(arrays["labels"]), queries)
+    assert call("set_loss", arrays, softmax).shape == (3, layers)
+    grad_logits, grad_boxes = call("set_loss_backward", arrays, softmax)
+    assert grad_logits.shape == arrays["logits"].shape
+    assert grad_boxes.shape == (layers, images, queries, 4)
+
+
+def test_no_logits_at_all():
+    arrays = inputs(sizes=(0,), logits=0)
+    with pytest.raises(ValueError, match="the softmax needs a logit for no-object"):
+        call("set_loss", arrays)
+    assert not call("set_loss", arrays, softmax=False).any()
+    with pytest.raises(ValueError, match="image 0, target 0: label 0 is out of range for -1 classes"):
+        call("match_cost", inputs(logits=0))
+
+
+@pytest.mark.parametrize("sizes", [[1, 1], [2, 2], [4, -1], [2**62, 2**62, 2**62, 2**62, 3], []])
+def test_sizes_that_do_not_fit_the_cost(sizes):
+    with pytest.raises(ValueError, match=r"cost must be \[L,T,Q\] with T the sum of the sizes, got \[1, 3, 4\]"):
+        _C.solve_batch(np.zeros((1, 3, 4)), sizes, 1, 1, False)
+
+
+@pytest.mark.parametrize("groups", [0, -1, 3])
+def test_groups_that_do_not_divide_the_queries(groups):
+    with pytest.raises(ValueError, match=f"4 queries cannot be divided into {groups} groups"):
+        _C.solve_batch(np.zeros((1, 3, 4)), [3], groups, 1, False)
+
+
+def test_a_cost_of_another_shape():
+    with pytest.raises(ValueError, match=r"cost must be \[L,T,Q\], got \[3, 4\]"):
+        _C.solve_batch(np.zeros((3, 4)), [3], 1, 1, False)
+
+
+@pytest.mark.parametrize("change", [-1, 5, 10**8])
+def test_labels_changed_in_place_are_refused_as_by_the_reference(change):
+    """The largest label that the targets remember is that of the labels they were built from."""
+    logits, boxes = torch.zeros(1, 1, 4, CLASSES + 1), torch.full((1, 1, 4, 4), 0.5)
+    targets = Targets.from_list([{"labels": torch.tensor([0]), "boxes": torch.full((1, 4), 0.5)}])
+    targets.labels.add_(change)
+    index = torch.tensor([[2]])
+    messages = []
+    for backend in ("reference", "cpp"):
+        for weights in (MatchWeights(), MatchWeights.deformable()):
+            with pytest.raises(ValueError, match=f"image 0, target 0: label {change} is out of range") as error:
+                ops.match_cost(logits, boxes, targets, weights=weights, backend=backend)
+            messages.append((backend, str(error.value)))
+        for weights in (LossWeights(), LossWeights.deformable()):
+            with pytest.raises(ValueError, match=f"image 0, target 0: label {change} is out of range") as error:
+                ops.set_loss(logits, boxes, targets, index, weights=weights, num_boxes=1.0, backend=backend)
+            messages.append((backend, str(error.value)))
+    assert [x for backend, x in messages if backend == "cpp"] == [x for backend, x in messages if backend != "cpp"]
+
+
+def test_the_stub_names_what_the_extension_exports():
+    stub = ast.parse((Path(detr_fast.__file__).parent / "_C.pyi").read_text())
+    declared = {node.name for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert declared == {name for name in dir(_C) if not name.startswith("_")}

@@ -1,0 +1,71 @@
+"""What the package and its command line import, and when."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("accelerate", "faster_coco_eval", "huggingface_hub", "matplotlib", "tensorboard", "torch", "triton")
+# Runs the code of its second argument while the import of the modules in its first one fails.
+RUN_WITHOUT = """
+import sys
+refused, code = sys.argv[1].split(","), sys.argv[2]
+del sys.argv[1:3]
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in refused:
+            raise AssertionError(f"{name} is imported")
+sys.meta_path.insert(0, Refuse())
+exec(code)
+"""
+
+
+def run_without(modules: tuple[str, ...], code: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", RUN_WITHOUT, ",".join(modules), code, *arguments]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("--version",),
+        *((command, "--help") for command in ("eval", "predict", "convert", "check-data", "info")),
+    ],
+    ids=" ".join,
+)
+def test_help_is_printed_without_torch(arguments):
+    output = run_without(HEAVY, "from detr_fast.cli import main; main()", *arguments)
+    assert "detr-fast" in output
+
+
+@pytest.mark.parametrize("command", ["demo", "train"])
+def test_help_of_training_imports_no_library_of_training(command):
+    light = tuple(name for name in HEAVY if name not in ("torch", "triton"))
+    output = run_without(light, "from detr_fast.cli import main; main()", command, "--help")
+    assert "--optim.lr" in output
+
+
+def test_the_package_is_imported_without_torch():
+    code = "import detr_fast; assert {'DETR', 'SetCriterion', 'Targets', 'ops'} <= set(dir(detr_fast))"
+    run_without(HEAVY, code)
+
+
+def test_training_imports_neither_matplotlib_nor_tensorboard():
+    code = "import sys; from detr_fast.training import *; print({'matplotlib', 'tensorboard'} & set(sys.modules))"
+    assert run_without((), code) == "set()\n"  # Accelerate looks whether TensorBoard exists, so that it is not refused
+
+
+@pytest.mark.parametrize("package", ["detr_fast", "detr_fast.data", "detr_fast.models", "detr_fast.training"])
+def test_every_exported_name_exists(package):
+    module = importlib.import_module(package)
+    assert set(module.__all__) <= set(dir(module))
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'no_such_name'"):
+        _ = module.no_such_name
