@@ -44,8 +44,10 @@ def fused_deformable_attention(
     - reference boxes (x, y, w, h): ``(x, y) + offset / P * (w, h) * offset_scale``, with P the level's number of
       points.
 
-    Neither locations nor weights are stored, and the backward pass needs nothing but the arguments. Differentiable
-    in ``value``, ``reference_points``, ``sampling_offsets`` and ``attention_logits``; twice only with the reference.
+    A point contributes nothing, and its offset has the gradient zero, where its offset or its reference point is not
+    finite. Neither locations nor weights are stored, and the backward pass needs nothing but the arguments.
+    Differentiable in ``value``, ``reference_points``, ``sampling_offsets`` and ``attention_logits``; twice only with
+    the reference.
 
     Args:
         value: [B,S,H,D], as in :func:`multi_scale_deformable_attention`.
@@ -106,13 +108,16 @@ def _fused_deformable_attention(
     locations = []
     levels = zip(shapes.levels(), points.unbind(2), sampling_offsets.to(dtype).split(points_per_level, 3), strict=True)
     for (height, width, _), point, offsets in levels:
-        point = point[:, :, None, None]  # [B,Q,1,1,2|4]
+        point = point[:, :, None, None].expand(*offsets.shape[:-1], -1)  # [B,Q,H,P,2|4]
+        usable = offsets.isfinite().all(-1, keepdim=True) & point.isfinite().all(-1, keepdim=True)
+        point, offsets = point.where(usable, 0), offsets.where(usable, 0)  # so that no gradient is NaN
         if point.shape[-1] == 2:
             # As numbers or tensors, without a copy from the host; an empty level's size is not used as a divisor.
             x, y = offsets[..., 0] / _at_least_one(width), offsets[..., 1] / _at_least_one(height)
-            locations.append(point + torch.stack((x, y), -1))
+            location = point + torch.stack((x, y), -1)
         else:
-            locations.append(point[..., :2] + offsets / max(offsets.shape[3], 1) * point[..., 2:] * offset_scale)
+            location = point[..., :2] + offsets / max(offsets.shape[3], 1) * point[..., 2:] * offset_scale
+        locations.append(location.where(usable, torch.nan))
     weights = attention_logits.to(dtype).softmax(-1)
     return sample(value.to(dtype), torch.cat(locations, 3), weights, shapes, points_per_level, method).to(value.dtype)
 

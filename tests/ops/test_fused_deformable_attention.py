@@ -216,7 +216,7 @@ def test_widths_of_a_head(backend, coordinates, width):
     [
         {"queries": 0},
         {"batch": 0},
-        {"heads": 1, "queries": 1, "batch": 1, "points": (1,)},
+        {"heads": 1, "queries": 3, "batch": 1, "points": (1,)},
         {"heads": 17, "queries": 2, "batch": 1, "points": (1,)},
         {"queries": 70, "heads": 2, "points": (3,)},
     ],
@@ -332,6 +332,25 @@ def test_fake_tensors(backend):
         assert output.dtype == torch.bfloat16
         grads = torch.autograd.grad(output.sum(), tensors)
         assert [g.shape for g in grads] == [t.shape for t in tensors]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_same_bits_with_any_threads_and_instructions(dtype):
+    _C = pytest.importorskip("detr_fast._C")
+    inputs = _inputs(coordinates=4, queries=90, heads=8, width=24, points=(8,), dtype=dtype)
+    results = []
+    num_threads = torch.get_num_threads()
+    try:
+        for instructions in _C.instruction_sets():
+            _C.use_instruction_set(instructions)
+            for number in (1, 2, 5):
+                torch.set_num_threads(number)
+                results.append(_outputs_and_gradients(_attention("cpp"), inputs))
+    finally:
+        torch.set_num_threads(num_threads)
+        _C.use_instruction_set(_C.instruction_sets()[0])
+    for result in results[1:]:
+        assert all(torch.equal(tensor, expected) for tensor, expected in zip(result, results[0], strict=True))
 
 
 _VALUE, _POINTS, _OFFSETS, _LOGITS, _ = _inputs(dtype=torch.float32)
