@@ -21,30 +21,34 @@
 DETR_FAST_BEFORE_NAMESPACE();
 namespace detr_fast::DETR_FAST_NAMESPACE {
 
-// The sum of n numbers, n a multiple of kPointLanes, in the same order on every instruction set.
+// The sum of numbers of which there is a multiple of kPointLanes.
 template <typename T>
-DETR_FAST_INLINE T sum_of(const T* x, int64_t n) {
-  T sums[kPointLanes] = {};
-  for (int64_t k = 0; k < n; k += kPointLanes) {
-    for (int64_t lane = 0; lane < kPointLanes; ++lane) sums[lane] += x[k + lane];
-  }
-  for (int64_t half = kPointLanes / 2; half > 0; half /= 2) {
-    for (int64_t lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
-  }
-  return sums[0];
+DETR_FAST_INLINE T sum_of(const T* x, int64_t padded) {
+  auto sums = Lanes<T, kPointLanes>::load(x);
+  for (int64_t k = kPointLanes; k < padded; k += kPointLanes) sums = sums + Lanes<T, kPointLanes>::load(x + k);
+  const auto folded = fold(sums);
+  T all[4];
+  sum_four(folded, folded, folded, folded).store(all);
+  return all[0];
 }
 
-// Replaces the n scores, padded to a multiple of kPointLanes, by their softmax.
+// The softmax of n scores, all of which are padded.
 template <typename T>
-void softmax(T* scores, int64_t n, int64_t padded) {
-  std::fill(scores + n, scores + padded, T(kPaddingScore));
-  T top = scores[0];
-#pragma omp simd reduction(max : top)
-  for (int64_t k = 0; k < padded; ++k) top = scores[k] > top ? scores[k] : top;
-#pragma omp simd
-  for (int64_t k = 0; k < padded; ++k) scores[k] = exp_of(scores[k] - top);
-  const T sum = sum_of(scores, padded);
-  for (int64_t k = 0; k < padded; ++k) scores[k] /= sum;
+void softmax(const T* scores, int64_t n, int64_t padded, T* result) {
+  std::copy_n(scores, n, result);
+  std::fill(result + n, result + padded, T(kPaddingScore));
+  T tops[kPointLanes];
+  std::fill_n(tops, kPointLanes, T(kPaddingScore));
+  for (int64_t begin = 0; begin < padded; begin += kPointLanes) {
+    for_each_lane(kPointLanes, [&](int64_t k) DETR_FAST_INLINE_LAMBDA {
+      tops[k] = result[begin + k] > tops[k] ? result[begin + k] : tops[k];
+    });
+  }
+  T top = tops[0];
+  for (int k = 1; k < kPointLanes; ++k) top = tops[k] > top ? tops[k] : top;
+  for_each_lane(padded, [=](int64_t k) DETR_FAST_INLINE_LAMBDA { result[k] = exp_of(result[k] - top); });
+  const T sum = sum_of(result, padded);
+  for_each_lane(padded, [=](int64_t k) DETR_FAST_INLINE_LAMBDA { result[k] /= sum; });
 }
 
 template <typename T>
@@ -52,6 +56,7 @@ DETR_FAST_INLINE bool is_finite(T x) {
   return x - x == 0;
 }
 
+// Reference points, offsets from them and logits of the attention weights.
 template <typename T>
 struct RelativeLocations {
   const DeformableAttention& attention;
@@ -59,106 +64,107 @@ struct RelativeLocations {
   AttentionPointsGradient<T> to;  // points [H,B,Q,R,C], head by head
 
   std::ptrdiff_t query_index(int64_t image, int64_t query) const { return image * attention.queries + query; }
-
-  // Coordinate `k` of the reference point of each point. The padding is zero.
-  void read_points(const T* point, int64_t k, T* coordinate) const {
-    const int64_t step = from.point_levels == 1 ? 0 : from.coordinates;
-    int64_t n = 0;
-    for (const Level& level : attention.levels) {
-      for (const int64_t end = n + level.points; n < end; ++n) coordinate[n] = point[k];
-      point += step;
-    }
+  std::ptrdiff_t first_point(int64_t image, int64_t query, int64_t head) const {
+    return (query_index(image, query) * attention.heads + head) * attention.points;
   }
 
   void read(int64_t image, int64_t query, int64_t head, const PointLevels<T>& levels, Samples<T>* samples) const {
-    const std::ptrdiff_t index = query_index(image, query);
-    const std::ptrdiff_t begin = (index * attention.heads + head) * attention.points;
-    const T* point = from.points + index * from.point_levels * from.coordinates;
-    for (int64_t k = 0; k < from.coordinates; ++k) read_points(point, k, samples->scratch[k]);
-    for (int axis = 0; axis < 2; ++axis) {
-      const T *size = axis == 0 ? levels.width.data() : levels.height.data(), *count = levels.count.data();
-      const T *offset = from.offsets + 2 * begin + axis, *center = samples->scratch[axis];
-      const T* extent = from.coordinates == 4 ? samples->scratch[2 + axis] : nullptr;
-      const T scale = static_cast<T>(from.offset_scale);
-      T* location = axis == 0 ? samples->x : samples->y;
-      if (extent != nullptr) {
-#pragma omp simd
-        for (int64_t n = 0; n < attention.points; ++n) {
-          location[n] = (center[n] + offset[2 * n] / count[n] * extent[n] * scale) * size[n];
-        }
-      } else {
-#pragma omp simd
-        for (int64_t n = 0; n < attention.points; ++n) location[n] = (center[n] + offset[2 * n] / size[n]) * size[n];
-      }
-    }
-    std::copy_n(from.logits + begin, attention.points, samples->weight);
-    softmax(samples->weight, attention.points, samples->padded);
-    drop_unusable(begin, samples);
-  }
-
-  // A point contributes nothing where its offset or its reference point is not finite.
-  void drop_unusable(std::ptrdiff_t begin, Samples<T>* samples) const {
-    T *x = samples->x, *y = samples->y;
-    T *offset_x = samples->scratch[4], *offset_y = samples->scratch[5];
-    const T* offset = from.offsets + 2 * begin;
-    for (int64_t n = 0; n < attention.points; ++n) {
-      bool usable = is_finite(offset[2 * n]) & is_finite(offset[2 * n + 1]);
-      for (int64_t k = 0; k < from.coordinates; ++k) usable &= is_finite(samples->scratch[k][n]);
-      offset_x[n] = usable ? offset[2 * n] : 0, offset_y[n] = usable ? offset[2 * n + 1] : 0;
-      if (usable) continue;
-      x[n] = y[n] = std::numeric_limits<T>::quiet_NaN();
-      for (int64_t k = 0; k < from.coordinates; ++k) samples->scratch[k][n] = 0;
-    }
+    const std::ptrdiff_t begin = first_point(image, query, head);
+    const T* point = from.points + query_index(image, query) * from.point_levels * from.coordinates;
+    from.coordinates == 2 ? locate<2>(point, from.offsets + 2 * begin, levels, samples)
+                          : locate<4>(point, from.offsets + 2 * begin, levels, samples);
+    softmax(from.logits + begin, attention.points, samples->padded, samples->weight);
   }
 
   void write(int64_t image, int64_t query, int64_t head, const PointLevels<T>& levels, Samples<T>* samples) const {
-    const std::ptrdiff_t index = query_index(image, query);
-    const std::ptrdiff_t begin = (index * attention.heads + head) * attention.points;
-    write_logits(begin, samples);
-    for (int axis = 0; axis < 2; ++axis) {
-      const T* size = axis == 0 ? levels.width.data() : levels.height.data();
-      T* grad = axis == 0 ? samples->grad_x : samples->grad_y;
-      T* grad_offset = to.offsets + 2 * begin + axis;
-      const T *count = levels.count.data(), *extent = samples->scratch[2 + axis];
-      const T scale = static_cast<T>(from.offset_scale);
-      if (from.coordinates == 2) {
-        for (int64_t n = 0; n < attention.points; ++n) grad_offset[2 * n] = grad[n], grad[n] *= size[n];
-      } else {
-        for (int64_t n = 0; n < attention.points; ++n) {
-          grad[n] *= size[n];
-          grad_offset[2 * n] = grad[n] * (extent[n] * scale / count[n]);
-        }
-      }
-    }
+    const std::ptrdiff_t begin = first_point(image, query, head);
+    write_logits(to.logits + begin, samples);
+    from.coordinates == 2 ? write_offsets<2>(to.offsets + 2 * begin, levels, samples)
+                          : write_offsets<4>(to.offsets + 2 * begin, levels, samples);
     if (to.points == nullptr) return;
-    const int64_t size = from.point_levels * from.coordinates;
-    write_points(levels, *samples, to.points + (head * attention.images * attention.queries + index) * size);
+    const std::ptrdiff_t index = head * attention.images * attention.queries + query_index(image, query);
+    write_points(levels, *samples, to.points + index * from.point_levels * from.coordinates);
+  }
+
+ private:
+  // The factors of a box's width and height in `scratch`, and the offsets; 0 where a point contributes nothing.
+  static T* extent(Samples<T>* samples, int axis) { return samples->scratch[axis]; }
+  static T* offset(Samples<T>* samples, int axis) { return samples->scratch[2 + axis]; }
+
+  // The locations of a query's points. Where an offset or a reference point is not finite, the location is NaN.
+  template <int kCoordinates>
+  void locate(const T* point, const T* offsets, const PointLevels<T>& levels, Samples<T>* samples) const {
+    const int32_t *level = levels.level.data(), step = from.point_levels == 1 ? 0 : kCoordinates;
+    const T *width = levels.width.data(), *height = levels.height.data(), *count = levels.count.data();
+    const T scale = static_cast<T>(from.offset_scale);
+    T *x = samples->x, *y = samples->y, *offset_x = offset(samples, 0), *offset_y = offset(samples, 1);
+    T *extent_x = extent(samples, 0), *extent_y = extent(samples, 1);
+    offsets = samples->padded_input(offsets, 2, samples->pairs);
+    for_each_lane(samples->padded, [=](int64_t n) DETR_FAST_INLINE_LAMBDA {
+      const int32_t at = level[n] * step;
+      const T center_x = point[at], center_y = point[at + 1], right = offsets[2 * n], down = offsets[2 * n + 1];
+      bool usable = is_finite(center_x) & is_finite(center_y) & is_finite(right) & is_finite(down);
+      T to_x, to_y;
+      if constexpr (kCoordinates == 4) {
+        const T box_width = point[at + 2], box_height = point[at + 3];
+        usable = usable & is_finite(box_width) & is_finite(box_height);
+        extent_x[n] = usable ? box_width : 0, extent_y[n] = usable ? box_height : 0;
+        to_x = right / count[n] * box_width * scale, to_y = down / count[n] * box_height * scale;
+      } else {
+        to_x = right / width[n], to_y = down / height[n];
+      }
+      offset_x[n] = usable ? right : 0, offset_y[n] = usable ? down : 0;
+      x[n] = usable ? (center_x + to_x) * width[n] : std::numeric_limits<T>::quiet_NaN();
+      y[n] = usable ? (center_y + to_y) * height[n] : std::numeric_limits<T>::quiet_NaN();
+    });
   }
 
   // The gradient of a softmax.
-  void write_logits(std::ptrdiff_t begin, Samples<T>* samples) const {
+  void write_logits(T* grad_logits, Samples<T>* samples) const {
     const T *weight = samples->weight, *grad_weight = samples->grad_weight;
-    T *product = samples->x, *to_logits = to.logits + begin;  // the locations are not needed any more
-    for (int64_t n = 0; n < samples->padded; ++n) product[n] = weight[n] * grad_weight[n];
+    T* product = samples->x;  // the locations are not needed any more
+    T* result = samples->padded_output(grad_logits, samples->numbers);
+    for_each_lane(samples->padded, [=](int64_t n) DETR_FAST_INLINE_LAMBDA { product[n] = weight[n] * grad_weight[n]; });
     const T sum = sum_of(product, samples->padded);
-    for (int64_t n = 0; n < attention.points; ++n) to_logits[n] = weight[n] * (grad_weight[n] - sum);
+    for_each_lane(samples->padded,
+                  [=](int64_t n) DETR_FAST_INLINE_LAMBDA { result[n] = weight[n] * (grad_weight[n] - sum); });
+    samples->finish_output(result, 1, grad_logits);
   }
 
-  // The gradient of the reference points, from grad_x and grad_y in units of the levels.
-  void write_points(const PointLevels<T>& levels, const Samples<T>& samples, T* grad_point) const {
+  // The gradient of the offsets; grad_x and grad_y become those of the locations in units of the level.
+  template <int kCoordinates>
+  void write_offsets(T* grad_offsets, const PointLevels<T>& levels, Samples<T>* samples) const {
+    const T *width = levels.width.data(), *height = levels.height.data(), *count = levels.count.data();
+    const T *extent_x = extent(samples, 0), *extent_y = extent(samples, 1);
+    const T scale = static_cast<T>(from.offset_scale);
+    T *grad_x = samples->grad_x, *grad_y = samples->grad_y;
+    T* result = samples->padded_output(grad_offsets, samples->pairs);
+    for_each_lane(samples->padded, [=](int64_t n) DETR_FAST_INLINE_LAMBDA {
+      const T along_x = grad_x[n] * width[n], along_y = grad_y[n] * height[n];
+      if constexpr (kCoordinates == 4) {
+        result[2 * n] = along_x * (extent_x[n] * scale / count[n]);
+        result[2 * n + 1] = along_y * (extent_y[n] * scale / count[n]);
+      } else {
+        result[2 * n] = grad_x[n], result[2 * n + 1] = grad_y[n];
+      }
+      grad_x[n] = along_x, grad_y[n] = along_y;
+    });
+    samples->finish_output(result, 2, grad_offsets);
+  }
+
+  // The gradient of the reference points, from grad_x and grad_y in units of the level.
+  void write_points(const PointLevels<T>& levels, Samples<T>& samples, T* grad_point) const {
     std::fill_n(grad_point, from.point_levels * from.coordinates, T(0));
     const int64_t step = from.point_levels == 1 ? 0 : from.coordinates;
+    const T *offset_x = offset(&samples, 0), *offset_y = offset(&samples, 1);
     const T scale = static_cast<T>(from.offset_scale);
-    int64_t n = 0;
-    for (const Level& level : attention.levels) {
-      for (const int64_t end = n + level.points; n < end; ++n) {
-        grad_point[0] += samples.grad_x[n], grad_point[1] += samples.grad_y[n];
-        if (from.coordinates == 2) continue;
-        const T factor = scale / levels.count[n];
-        grad_point[2] += samples.grad_x[n] * (samples.scratch[4][n] * factor);
-        grad_point[3] += samples.grad_y[n] * (samples.scratch[5][n] * factor);
-      }
-      grad_point += step;
+    for (int64_t n = 0; n < attention.points; ++n) {
+      T* to_point = grad_point + levels.level[n] * step;
+      to_point[0] += samples.grad_x[n], to_point[1] += samples.grad_y[n];
+      if (from.coordinates == 2) continue;
+      const T factor = scale / levels.count[n];
+      to_point[2] += samples.grad_x[n] * (offset_x[n] * factor);
+      to_point[3] += samples.grad_y[n] * (offset_y[n] * factor);
     }
   }
 };

@@ -31,10 +31,12 @@ struct GivenLocations {
 
   void read(int64_t image, int64_t query, int64_t head, const PointLevels<T>& levels, Samples<T>* samples) const {
     const std::ptrdiff_t begin = first_point(image, query, head);
-    const T *location = locations + 2 * begin, *width = levels.width.data(), *height = levels.height.data();
+    const T* location = samples->padded_input(locations + 2 * begin, 2, samples->pairs);
+    const T *width = levels.width.data(), *height = levels.height.data();
     T *x = samples->x, *y = samples->y;
-#pragma omp simd
-    for (int64_t n = 0; n < points; ++n) x[n] = location[2 * n] * width[n], y[n] = location[2 * n + 1] * height[n];
+    for_each_lane(samples->padded, [=](int64_t n) DETR_FAST_INLINE_LAMBDA {
+      x[n] = location[2 * n] * width[n], y[n] = location[2 * n + 1] * height[n];
+    });
     std::copy_n(weights + begin, points, samples->weight);
   }
 
@@ -42,9 +44,11 @@ struct GivenLocations {
     const std::ptrdiff_t begin = first_point(image, query, head);
     const T *grad_x = samples->grad_x, *grad_y = samples->grad_y;
     const T *width = levels.width.data(), *height = levels.height.data();
-    T* to = grad_locations + 2 * begin;
-#pragma omp simd
-    for (int64_t n = 0; n < points; ++n) to[2 * n] = grad_x[n] * width[n], to[2 * n + 1] = grad_y[n] * height[n];
+    T* to = samples->padded_output(grad_locations + 2 * begin, samples->pairs);
+    for_each_lane(samples->padded, [=](int64_t n) DETR_FAST_INLINE_LAMBDA {
+      to[2 * n] = grad_x[n] * width[n], to[2 * n + 1] = grad_y[n] * height[n];
+    });
+    samples->finish_output(to, 2, grad_locations + 2 * begin);
     std::copy_n(samples->grad_weight, points, grad_weights + begin);
   }
 };

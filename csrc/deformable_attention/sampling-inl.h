@@ -32,24 +32,35 @@ namespace detr_fast::DETR_FAST_NAMESPACE {
 // The points of a query are padded to a multiple of this, and not to 0; the padding lies outside of all levels.
 constexpr int64_t kPointLanes = 16;
 
+// Calls function(n) for n below a multiple of kPointLanes; the calls must be independent of each other.
+template <typename Function>
+DETR_FAST_INLINE void for_each_lane(int64_t padded, const Function& function) {
+  for (int64_t begin = 0; begin < padded; begin += kPointLanes) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < kPointLanes; ++lane) function(begin + lane);
+  }
+}
+
 // The level of each point.
 template <typename T>
 struct PointLevels {
   std::vector<T> width, height, count;        // count: points of the level
   std::vector<int32_t> columns, rows, first;  // width, height and index of the first value
+  std::vector<int32_t> level;
   int64_t padded;
 
   explicit PointLevels(const DeformableAttention& attention)
       : padded((std::max(attention.points, int64_t{1}) + kPointLanes - 1) / kPointLanes * kPointLanes) {
     for (auto* field : {&width, &height, &count}) field->assign(padded, 0);
-    for (auto* field : {&columns, &rows, &first}) field->assign(padded, 0);
+    for (auto* field : {&columns, &rows, &first, &level}) field->assign(padded, 0);
     int64_t n = 0;
-    for (const Level& level : attention.levels) {
-      for (int64_t k = 0; k < level.points; ++k, ++n) {
-        width[n] = static_cast<T>(level.width), height[n] = static_cast<T>(level.height);
-        count[n] = static_cast<T>(level.points);
-        columns[n] = static_cast<int32_t>(level.width), rows[n] = static_cast<int32_t>(level.height);
-        first[n] = static_cast<int32_t>(level.first);
+    for (size_t index = 0; index < attention.levels.size(); ++index) {
+      const Level& of = attention.levels[index];
+      for (int64_t k = 0; k < of.points; ++k, ++n) {
+        width[n] = static_cast<T>(of.width), height[n] = static_cast<T>(of.height);
+        count[n] = static_cast<T>(of.points);
+        columns[n] = static_cast<int32_t>(of.width), rows[n] = static_cast<int32_t>(of.height);
+        first[n] = static_cast<int32_t>(of.first), level[n] = static_cast<int32_t>(index);
       }
     }
   }
@@ -63,20 +74,31 @@ struct Samples {
   T* factor;                         // [4,N], by which the corners' values are added up
   T* dot;                            // [N,4], products of the corners' values and the output's gradient
   T *grad_x, *grad_y, *grad_weight;  // per cell, of the weight
-  T* scratch[6];                     // for the source
+  T* scratch[4];                     // for the source
+  T *pairs, *numbers;                // copies of two numbers and of one number for each point, padded with zeros
   int32_t *index, *inside;           // of the upper left corner; a bit for each corner that exists
   int64_t points, padded;
 
   Samples(int64_t points, int64_t padded)
-      : points(points), padded(padded), numbers_(22 * padded), integers_(2 * padded) {
+      : points(points), padded(padded), numbers_(23 * padded), integers_(2 * padded) {
     T* next = numbers_.data();
     for (T** field : {&x, &y, &weight, &x_fraction, &y_fraction, &grad_x, &grad_y, &grad_weight}) {
       *field = next, next += padded;
     }
     for (T*& field : scratch) field = next, next += padded;
-    factor = next, dot = next + 4 * padded;
+    factor = next, dot = next + 4 * padded, pairs = next + 8 * padded, numbers = next + 10 * padded;
     index = integers_.data(), inside = index + padded;
   }
+  // The same numbers, `count` for each point, in memory that may be read up to the padding.
+  const T* padded_input(const T* from, int64_t count, T* copy) const {
+    return points == padded ? from : (std::copy_n(from, count * points, copy), copy);
+  }
+  // Where numbers are written, up to the padding, of which finish_output() then copies those of the points.
+  T* padded_output(T* to, T* copy) const { return points == padded ? to : copy; }
+  void finish_output(const T* written, int64_t count, T* to) const {
+    if (points != padded) std::copy_n(written, count * points, to);
+  }
+
   Samples(const Samples&) = delete;
   Samples& operator=(const Samples&) = delete;
 
@@ -100,8 +122,7 @@ void find_corners(const PointLevels<T>& levels, Samples<T>* samples) {
   T *x_fraction = samples->x_fraction, *y_fraction = samples->y_fraction, *factor = samples->factor;
   int32_t *index = samples->index, *inside = samples->inside;
   const int64_t padded = samples->padded;
-#pragma omp simd
-  for (int64_t n = 0; n < padded; ++n) {
+  for_each_lane(padded, [=](int64_t n) DETR_FAST_INLINE_LAMBDA {
     T x = x_of[n] - T(0.5), y = y_of[n] - T(0.5);
     const bool near = (x >= -1) & (x < width[n]) & (y >= -1) & (y < height[n]);  // not for NaN
     x = near ? x : 0, y = near ? y : 0;
@@ -119,7 +140,7 @@ void find_corners(const PointLevels<T>& levels, Samples<T>* samples) {
     const int32_t corners = (has_left & has_top) | (has_left & has_bottom) << 1 | (has_right & has_top) << 2 |
                             (has_right & has_bottom) << 3;
     inside[n] = near ? corners : 0;
-  }
+  });
 }
 
 // The one cell of each point that discrete sampling takes: as if the point lay in its center.
@@ -217,8 +238,7 @@ void differentiate(const DeformableAttention& attention, Samples<T>* samples) {
   const bool is_constant = attention.discrete;
   T *grad_x = samples->grad_x, *grad_y = samples->grad_y, *grad_weight = samples->grad_weight;
   const int64_t padded = samples->padded;
-#pragma omp simd
-  for (int64_t n = 0; n < padded; ++n) {
+  for_each_lane(padded, [=](int64_t n) DETR_FAST_INLINE_LAMBDA {
     const T right_part = x_fraction[n], lower_part = y_fraction[n];
     const T left_part = 1 - right_part, upper_part = 1 - lower_part;
     const T d0 = dot[4 * n], d1 = dot[4 * n + 1], d2 = dot[4 * n + 2], d3 = dot[4 * n + 3];
@@ -227,7 +247,7 @@ void differentiate(const DeformableAttention& attention, Samples<T>* samples) {
     grad_weight[n] = left_part * (upper_part * d0 + lower_part * d1) + right_part * (upper_part * d2 + lower_part * d3);
     const bool moves = !is_constant & (inside[n] != 0);
     grad_x[n] = moves ? along_x : 0, grad_y[n] = moves ? along_y : 0;
-  }
+  });
 }
 
 // Whether the values of a head are copied to rows without gaps first, which pays where each is read several times.
