@@ -32,21 +32,25 @@ DETR_FAST_INLINE T sum_of(const T* x, int64_t padded) {
   return all[0];
 }
 
-// The softmax of n scores, all of which are padded.
+// The greatest of numbers of which there is a multiple of kPointLanes.
 template <typename T>
-void softmax(const T* scores, int64_t n, int64_t padded, T* result) {
-  std::copy_n(scores, n, result);
-  std::fill(result + n, result + padded, T(kPaddingScore));
+DETR_FAST_INLINE T max_of(const T* x, int64_t padded) {
   T tops[kPointLanes];
-  std::fill_n(tops, kPointLanes, T(kPaddingScore));
-  for (int64_t begin = 0; begin < padded; begin += kPointLanes) {
-    for_each_lane(kPointLanes, [&](int64_t k) DETR_FAST_INLINE_LAMBDA {
-      tops[k] = result[begin + k] > tops[k] ? result[begin + k] : tops[k];
-    });
+  std::copy_n(x, kPointLanes, tops);
+  for (int64_t begin = kPointLanes; begin < padded; begin += kPointLanes) {
+    for (int k = 0; k < kPointLanes; ++k) tops[k] = x[begin + k] > tops[k] ? x[begin + k] : tops[k];
   }
-  T top = tops[0];
-  for (int k = 1; k < kPointLanes; ++k) top = tops[k] > top ? tops[k] : top;
-  for_each_lane(padded, [=](int64_t k) DETR_FAST_INLINE_LAMBDA { result[k] = exp_of(result[k] - top); });
+  for (int half = kPointLanes / 2; half > 0; half /= 2) {
+    for (int k = 0; k < half; ++k) tops[k] = tops[k + half] > tops[k] ? tops[k + half] : tops[k];
+  }
+  return tops[0];
+}
+
+// The softmax of the scores, which are padded by kPaddingScore.
+template <typename T>
+void softmax(const T* scores, int64_t padded, T* result) {
+  const T top = max_of(scores, padded);
+  for_each_lane(padded, [=](int64_t k) DETR_FAST_INLINE_LAMBDA { result[k] = exp_of(scores[k] - top); });
   const T sum = sum_of(result, padded);
   for_each_lane(padded, [=](int64_t k) DETR_FAST_INLINE_LAMBDA { result[k] /= sum; });
 }
@@ -73,7 +77,13 @@ struct RelativeLocations {
     const T* point = from.points + query_index(image, query) * from.point_levels * from.coordinates;
     from.coordinates == 2 ? locate<2>(point, from.offsets + 2 * begin, levels, samples)
                           : locate<4>(point, from.offsets + 2 * begin, levels, samples);
-    softmax(from.logits + begin, attention.points, samples->padded, samples->weight);
+    const T* logits = from.logits + begin;
+    if (attention.points != samples->padded) {
+      std::copy_n(logits, attention.points, samples->numbers);
+      std::fill(samples->numbers + attention.points, samples->numbers + samples->padded, T(kPaddingScore));
+      logits = samples->numbers;
+    }
+    softmax(logits, samples->padded, samples->weight);
   }
 
   void write(int64_t image, int64_t query, int64_t head, const PointLevels<T>& levels, Samples<T>* samples) const {
