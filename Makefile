@@ -5,13 +5,20 @@ INSTALLED := $(VENV)/installed
 PEERS := $(VENV)/peers
 CSRC := $(wildcard $(foreach folder,csrc csrc/*,$(folder)/*.cpp $(folder)/*.h))
 
-.PHONY: demo test test-peers lint clean
+# On two cores: each process computes on one thread, and a file is run by one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+.PHONY: demo check test test-peers lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/detr-fast demo
 
+# The tests that tell most, in two minutes.
+check: lint
+	$(PYTEST) -m "not slow"
+
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 # The tests that need RF-DETR, MMDetection or timm, in an environment of their own.
 test-peers: $(PEERS)/installed

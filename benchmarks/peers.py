@@ -1,4 +1,4 @@
-"""Importing what we are measured against."""
+"""The import of other libraries that are compared."""
 
 from __future__ import annotations
 
@@ -10,31 +10,33 @@ from types import ModuleType
 
 import torch
 
-WAYS = {
+from benchmarks.registry import Unavailable
+
+HOW = {  # to install a module
+    "lap": "pip install '.[bench]'",
+    "lapcpp": "pip install '.[bench]'",
+    "py_lap_solver": "pip install '.[bench]'",
     "rfdetr": "pip install --no-deps -r tests/integrations/peers.txt",
-    "torch_linear_assignment": "pip install torch-hungarian",
+    "scipy": "pip install '.[bench]'",
+    "torch_linear_assignment": "pip install '.[bench]'",
     "transformers": "pip install '.[test]'",
 }
 
 
-class PeerMissing(Exception):
-    """A peer is not installed; the message says how to have it."""
-
-
 def import_peer(name: str, module: str | None = None) -> ModuleType:
-    """Import a peer, or a module of it.
+    """Import a library, or a module of it.
 
     Raises:
-        PeerMissing: it is not installed.
+        Unavailable: It is not installed.
     """
     if importlib.util.find_spec(name) is None:
-        raise PeerMissing(f"{name} is not installed ({WAYS[name]})")
+        raise Unavailable(f"{name} is not installed ({HOW[name]})")
     declare_torchvision()
     return importlib.import_module(module or name)
 
 
 def declare_torchvision() -> None:
-    """Let torchvision's wheel import beside a CPU build of torch: declare the operators that it asks for by name."""
+    """Import torchvision, also a wheel beside a CPU build of torch: declare the operators that it looks up by name."""
     while importlib.util.find_spec("torchvision"):
         try:
             importlib.import_module("torchvision")

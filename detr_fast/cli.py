@@ -143,7 +143,7 @@ def _build_parser(command: str | None) -> ArgumentParser:
 
     parser = ArgumentParser(
         prog="detr-fast",
-        description="DETR, and its hot paths as interchangeable, verified kernels",
+        description="DETR with interchangeable, verified backends",
         version=detr_fast.__version__,
         allow_abbrev=False,
     )

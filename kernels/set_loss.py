@@ -225,7 +225,7 @@ def _upstream(grad_loss_ptr, grad_total_ptr, WEIGHT: tl.constexpr, FROM_LOSSES: 
     return grad
 
 
-@triton.jit(do_not_specialize=_COUNTS)
+@triton.jit(do_not_specialize=["num_layers", *_COUNTS])
 def set_loss_bwd_kernel(
     logits_ptr,  # [L,B,Q,C]
     boxes_ptr,  # [L,B,Q,4]

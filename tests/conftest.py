@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,18 +17,24 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is defined
 
 
-if "benchmarks" not in sys.modules:  # not on the path: beside it lies kernels, which is no one's to import
-    _folder = Path(__file__).parents[1] / "benchmarks"
-    _spec = spec_from_file_location("benchmarks", _folder / "__init__.py", submodule_search_locations=[str(_folder)])
-    assert _spec is not None
-    sys.modules["benchmarks"] = module_from_spec(_spec)
-
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("there is no GPU")
+
+
+@pytest.fixture
+def empty_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill ``torch.empty`` with NaN, or a large negative integer, so that a result that was not written shows."""
+    empty = torch.empty
+
+    def filled(*args: Any, **kwargs: Any) -> Tensor:
+        tensor = empty(*args, **kwargs)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(-(2**7))
+
+    monkeypatch.setattr(torch, "empty", filled)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Compare the solver with SciPy on very many problems: ``python -m tests.stress_linear_sum_assignment``.
 
-Every round solves a few images' problems of one family in one call, and each of them by itself. All indices must
-be SciPy's, and all duals must prove their answers.
+Every round solves the problems of several images in one call, and each of them in a call of its own. The costs of a
+round are of one family. All indices must equal those of SciPy, and all duals must prove their answers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from benchmarks.assignment_costs import random_targets, trained, untrained
+from benchmarks.inputs import COSTS, random_targets
 from detr_fast import _C, Targets, ops
 
 Generate = Callable[[np.random.Generator, int, int], np.ndarray]  # (rng, targets, queries) -> [targets, queries]
@@ -47,7 +47,7 @@ def _forbidden(rng: np.random.Generator, targets: int, queries: int) -> np.ndarr
     return cost
 
 
-MADE_UP: dict[str, Generate] = {
+GENERATED: dict[str, Generate] = {
     "uniform": lambda rng, targets, queries: rng.random((targets, queries)),
     "negative": lambda rng, targets, queries: -100 * rng.random((targets, queries)),
     "integer": lambda rng, targets, queries: rng.integers(0, rng.integers(2, 1000), (targets, queries)).astype(float),
@@ -58,30 +58,33 @@ MADE_UP: dict[str, Generate] = {
     "levels": _levels,
     "forbidden": _forbidden,
 }
-PREDICTED = {"untrained": untrained, "trained": trained}
-FAMILIES = [*PREDICTED, *MADE_UP]
+FAMILIES = [*COSTS, *GENERATED]
 
 
 def random_round(rng: np.random.Generator, family: str) -> tuple[Tensor, list[int], int]:
-    """Costs [L,T,Q], the targets of each image, and in how many groups the queries are."""
+    """Draw costs [L,T,Q], the number of targets of each image, and the number of query groups."""
     largest = int(rng.choice([5, 12, 40, 100, 300], p=[0.3, 0.4, 0.25, 0.04, 0.01]))
     layers, groups = int(rng.integers(1, 4)), int(rng.integers(1, 3))
     queries = int(rng.integers(1, largest + 1))
     sizes = rng.integers(0, largest + 1, rng.integers(1, 13)).tolist()
     if rng.random() < 0.3:
         sizes = [size if rng.random() < 0.5 else queries for size in sizes]
-    if family in PREDICTED:
+    if family in COSTS:
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         targets: Targets = random_targets(sizes, generator)
-        return PREDICTED[family](layers, groups * queries, targets, generator), sizes, groups
-    made_up = [[MADE_UP[family](rng, size, queries) for size in sizes] for _ in range(layers * groups)]
-    cost = torch.from_numpy(np.stack([np.concatenate(blocks) for blocks in made_up]))
+        return COSTS[family](layers, groups * queries, targets, generator), sizes, groups
+    generated = [[GENERATED[family](rng, size, queries) for size in sizes] for _ in range(layers * groups)]
+    cost = torch.from_numpy(np.stack([np.concatenate(blocks) for blocks in generated]))
     cost = cost.view(layers, groups, -1, queries).transpose(1, 2).flatten(2)
     return (cost.float() if rng.random() < 0.5 else cost), sizes, groups
 
 
 def check_round(rng: np.random.Generator, cost: Tensor, sizes: list[int], groups: int) -> int:
-    """How many problems were checked; AssertionError where an answer is not SciPy's or its proof fails."""
+    """Return the number of problems checked.
+
+    Raises:
+        AssertionError: An answer is not SciPy's, or its proof fails.
+    """
     if rng.random() < 0.5:
         cost = cost.transpose(1, 2).contiguous().transpose(1, 2)
     _C.use_instruction_set(rng.choice(_C.instruction_sets()))
@@ -93,7 +96,7 @@ def check_round(rng: np.random.Generator, cost: Tensor, sizes: list[int], groups
     index = answer.query_index.view(layers, groups, num_targets)
     queries = all_queries // groups
     proof = ops.verify_assignment(cost, *answer, sizes)
-    # Costs that differ by orders of magnitude leave rounding in the duals: the gap is then held to the largest of them.
+    # Costs that differ by orders of magnitude leave rounding in the duals: the bound is relative to the largest cost.
     gap = proof.gap.view(layers, groups, len(sizes))
     bound = 1e-11 * cost.double().nan_to_num(0, 0, 0).abs().max() if cost.numel() else 0.0
     optimal = proof.optimal.view(layers, groups, len(sizes)) | (gap <= bound)
@@ -105,11 +108,11 @@ def check_round(rng: np.random.Generator, cost: Tensor, sizes: list[int], groups
                 query, target = scipy.optimize.linear_sum_assignment(matrix)
                 expected = np.full(size, -1)
                 expected[target] = query + group * queries
-                place = f"layer {layer}, group {group}, image {image}"
-                np.testing.assert_array_equal(index[layer, group, start : start + size], expected, place)
-                assert optimal[layer, group, image], f"{place}: the duals do not prove the answer"
-                for ours, theirs in zip(ops.linear_sum_assignment(matrix), (query, target), strict=True):
-                    np.testing.assert_array_equal(ours, theirs, place)
+                where = f"layer {layer}, group {group}, image {image}"
+                np.testing.assert_array_equal(index[layer, group, start : start + size], expected, where)
+                assert optimal[layer, group, image], f"{where}: the duals do not prove the answer"
+                for result, of_scipy in zip(ops.linear_sum_assignment(matrix), (query, target), strict=True):
+                    np.testing.assert_array_equal(result, of_scipy, where)
     return layers * groups * len(sizes)
 
 
@@ -133,7 +136,7 @@ def main() -> None:
         round_number += 1
     for family in FAMILIES:
         print(f"{family:>14} {done[family]:>9}")
-    print(f"{done.total()} problems: every index is SciPy's, every answer is proved by its duals")
+    print(f"{done.total()} problems: every index equals SciPy's, every answer is proved by its duals")
 
 
 if __name__ == "__main__":

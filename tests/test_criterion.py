@@ -106,6 +106,7 @@ def test_errors_that_are_logged(random_targets):
     assert float(focal(logits[..., :2], boxes, targets).terms["cardinality_error"]) == 1
 
 
+@pytest.mark.slow
 def test_resnet50_trains_a_step():
     """The complete configuration, on an image of COCO's size."""
     from detr_fast import detr_resnet50

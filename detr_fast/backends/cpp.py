@@ -105,8 +105,8 @@ def set_loss(
     """Compute the losses of each layer [3,L] and their weighted sum []."""
     dtype = compute_dtype(logits, boxes)
     sums = torch.from_numpy(_C.set_loss(*_loss_arguments(logits, boxes, targets, query_index, weights)))
-    losses = sums.to(dtype) / _divisors(weights, num_boxes, class_normalizer, dtype)
-    return losses, weights.weighted_sum(losses)
+    losses = sums / _divisors(weights, num_boxes, class_normalizer)
+    return losses.to(dtype), weights.weighted_sum(losses).to(dtype)
 
 
 def set_loss_backward(
@@ -125,7 +125,7 @@ def set_loss_backward(
     upstream = torch.zeros(3, logits.shape[0], dtype=torch.float64) if grad_losses is None else grad_losses.double()
     if grad_total is not None:
         upstream = upstream + torch.tensor(weights.loss_weights, dtype=torch.float64)[:, None] * grad_total
-    upstream = upstream / _divisors(weights, num_boxes, class_normalizer, torch.float64)
+    upstream = upstream / _divisors(weights, num_boxes, class_normalizer)
     arguments = _loss_arguments(logits, boxes, targets, query_index, weights)
     grad_logits, grad_boxes = _C.set_loss_backward(*arguments, upstream.contiguous().numpy())
     return torch.from_numpy(grad_logits).to(logits.dtype), torch.from_numpy(grad_boxes).to(boxes.dtype)
@@ -313,9 +313,7 @@ def _rows(predictions: Tensor, dtype: torch.dtype) -> np.ndarray:
     return (predictions if predictions.stride(-1) == 1 else predictions.contiguous()).numpy()
 
 
-def _divisors(
-    weights: LossWeights, num_boxes: Tensor | float, class_normalizer: Tensor | float, dtype: torch.dtype
-) -> Tensor:
-    """Return what each of the three losses is divided by, [3,1]."""
+def _divisors(weights: LossWeights, num_boxes: Tensor | float, class_normalizer: Tensor | float) -> Tensor:
+    """Return what each of the three losses is divided by, float64 [3,1]."""
     classes = class_normalizer if weights.class_loss == "softmax" else num_boxes
-    return torch.tensor([[float(classes)], [float(num_boxes)], [float(num_boxes)]], dtype=dtype)
+    return torch.tensor([[float(classes)], [float(num_boxes)], [float(num_boxes)]], dtype=torch.float64)

@@ -67,29 +67,29 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: Names are missing or unknown, or shapes differ; the model is unchanged.
     """
-    own = model.state_dict()
+    expected = model.state_dict()
     given = {
         name: tensor
         for name, tensor in state_dict.items()
-        if name in own or not name.endswith(".num_batches_tracked")  # a frozen batch norm does not count batches
+        if name in expected or not name.endswith(".num_batches_tracked")  # a frozen batch norm does not count batches
     }
-    if _has_other_classes(own, given):
+    if _has_other_classes(expected, given):
         logger.warning(
             "the checkpoint's class head is for %d classes, the model's for %d: loaded everything but the class head, "
             "which has to be trained",
             given["class_embed.bias"].shape[0] - 1,
-            own["class_embed.bias"].shape[0] - 1,
+            expected["class_embed.bias"].shape[0] - 1,
         )
-        given |= {name: own[name] for name in _CLASS_HEAD}
+        given |= {name: expected[name] for name in _CLASS_HEAD}
 
     shapes = [
-        f"{name} is {list(given[name].shape)}, the model's {list(own[name].shape)}"
-        for name in own
-        if name in given and given[name].shape != own[name].shape
+        f"{name} is {list(given[name].shape)}, the model's {list(expected[name].shape)}"
+        for name in expected
+        if name in given and given[name].shape != expected[name].shape
     ]
     faults = {
-        "missing from the checkpoint": [name for name in own if name not in given],
-        "unknown to the model": [name for name in given if name not in own],
+        "missing from the checkpoint": [name for name in expected if name not in given],
+        "unknown to the model": [name for name in given if name not in expected],
         "of another shape": shapes,
     }
     if any(faults.values()):
@@ -137,11 +137,11 @@ def _read_torch(path: Path) -> Any:
         raise CheckpointError(f"{path}: cut short or damaged, or not written by torch.save: {error}") from error
 
 
-def _has_other_classes(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> bool:
-    if not all(name in own and name in given for name in _CLASS_HEAD):
+def _has_other_classes(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> bool:
+    if not all(name in expected and name in given for name in _CLASS_HEAD):
         return False
-    same_width = all(given[name].shape[1:] == own[name].shape[1:] for name in _CLASS_HEAD)
-    return same_width and given["class_embed.bias"].shape != own["class_embed.bias"].shape
+    same_width = all(given[name].shape[1:] == expected[name].shape[1:] for name in _CLASS_HEAD)
+    return same_width and given["class_embed.bias"].shape != expected["class_embed.bias"].shape
 
 
 def shorten(names: Any) -> str:

@@ -161,7 +161,7 @@ class FastSinePositionalEncoding(SinePositionalEncoding):
 class FastDETR(DETR):
     """The DETR of MMDetection, which builds its positional encoding without the registry, with the fast encoding."""
 
-    positional_encoding: Any  # first its options, then the module
+    positional_encoding: Any  # the options before _init_layers, the module after it
 
     def _init_layers(self) -> None:
         options = dict(self.positional_encoding)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from detr_fast.ops.weights import LossWeights, MatchWeights
 
@@ -35,7 +35,7 @@ def ia_bce_loss(logits: Tensor, positive: Tensor, iou: Tensor, weights: LossWeig
     alpha = weights.focal_alpha
     quality = (p**alpha * iou ** (1 - alpha)).clamp(min=0.01).detach()
     ce_of_positive = binary_cross_entropy_with_logits(logits, quality, reduction="none")
-    return torch.where(positive > 0, ce_of_positive, p**weights.focal_gamma * softplus(logits))
+    return torch.where(positive > 0, ce_of_positive, p**weights.focal_gamma * -logsigmoid(-logits))
 
 
 def focal_class_cost(logits: Tensor, weights: MatchWeights) -> Tensor:
@@ -48,5 +48,5 @@ def focal_class_cost(logits: Tensor, weights: MatchWeights) -> Tensor:
     if eps > 0:
         positive, negative = -(p + eps).log(), -(1 - p + eps).log()
     else:
-        positive, negative = softplus(-logits), softplus(logits)
+        positive, negative = -logsigmoid(logits), -logsigmoid(-logits)  # softplus is linear beyond 20
     return alpha * (1 - p) ** gamma * positive - (1 - alpha) * p**gamma * negative

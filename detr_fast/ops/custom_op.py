@@ -51,7 +51,7 @@ class Signature:
         self.names = tuple(inspect.signature(reference).parameters)
         self.kinds = tuple(hints[name] for name in self.names)
         self._parts = tuple(_parts(kind) if _is_structure(kind) else None for kind in self.kinds)
-        self._are_scalars = tuple(kind == Scalar for kind in self.kinds)  # which torch.compile cannot compare
+        self._are_scalars = tuple(kind == Scalar for kind in self.kinds)
         self.returns = hints["return"]
         self.num_differentiable = sum(_is_differentiable(kind) for kind in self.kinds)
         if not all(map(_is_differentiable, self.kinds[: self.num_differentiable])):
@@ -81,9 +81,9 @@ class Signature:
     def pack(self, arguments: Sequence[Any]) -> list[Any]:
         """The arguments as the schema lists them."""
         packed: list[Any] = []
-        for value, kind, parts, is_scalar in zip(arguments, self.kinds, self._parts, self._are_scalars, strict=True):
+        for value, is_scalar, parts in zip(arguments, self._are_scalars, self._parts, strict=True):
             if parts is not None:
-                packed += value.pack() if hasattr(kind, "pack") else [getattr(value, key) for key in parts]
+                packed += value.pack() if hasattr(value, "pack") else [getattr(value, key) for key in parts]
             elif is_scalar and not isinstance(value, Tensor):
                 packed.append(torch.full((), value, dtype=torch.float64, device=arguments[0].device))
             else:

@@ -142,11 +142,13 @@ class Targets:
     def check_labels(self, num_classes: int, *, no_object: bool = False) -> None:
         """Raise ValueError where the largest label is known and not below ``num_classes``; never synchronizes.
 
+        A call that is traced has no labels to check; the op checks them when it runs.
+
         Args:
             num_classes: number of classes, no-object excluded.
             no_object: whether the model has a logit for no-object besides; the message mentions it.
         """
-        if self.max_label < num_classes:
+        if is_tracing(self.labels) or self.max_label < num_classes:
             return
         if self.labels.device.type == "cpu":
             self.check_label_values(num_classes, no_object=no_object)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 CSRC = Path(__file__).parents[2] / "csrc"
 TOOLS = ["cmake", "ninja", "c++"]
 

@@ -250,6 +250,7 @@ def test_copies_and_pickles_stay_patched(build_model, make_batch, calls):
     assert isinstance(model.loss_function, FastLoss)
 
 
+@pytest.mark.slow
 def test_compiled(build_model, make_batch, calls):
     model = accelerate(build_model("Detr", decoder_layers=2))
     loss, _ = run(model, make_batch("Detr"))
@@ -316,6 +317,7 @@ def test_prepared_by_accelerate(build_model, make_batch, calls, fresh_accelerate
     assert calls["set_loss"] == calls["match_cost"] == 3
 
 
+@pytest.mark.slow
 def test_two_processes_count_boxes_together():
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     script = Path(__file__).with_name("two_ranks.py")
@@ -359,6 +361,7 @@ def test_untested_versions_are_refused():
         require_version("no-such-package", ("1.0",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("directory", [Path("/"), ROOT], ids=["elsewhere", "root of the repository"])
 def test_imported_from_anywhere(directory):
     code = "import detr_fast.integrations.huggingface; from transformers import DetrForObjectDetection"

@@ -14,7 +14,7 @@ from detr_fast import LossWeights, MatchWeights, Targets, ops, use_backend
 from detr_fast.criterion import SetCriterion
 from detr_fast.ops.faults import status_word
 
-IN_TRITON = {"match_cost": "triton", "linear_sum_assignment": "triton", "set_loss": "triton"}
+IN_TRITON = {"match_cost": "triton", "batch_linear_sum_assignment": "triton", "set_loss": "triton"}
 ALLOCATIONS = {"aten::empty.memory_format", "aten::detach", "aten::_unsafe_view"}
 
 
@@ -70,6 +70,7 @@ def _predictions(layers: int, images: int, queries: int, logits: int, device: to
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layers", "sizes"), [(1, [2]), (6, [3, 0, 1, 9]), (3, [0, 0])])
 @pytest.mark.parametrize("family", ["detr", "deformable"])
 def test_few_launches_from_logits_to_gradients(device, counter, random_targets, layers, sizes, family):
@@ -137,6 +138,7 @@ def test_a_cuda_graph_serves_other_batches_than_it_was_captured_with(random_targ
             torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["detr", "deformable"])
 def test_padded_targets_train_as_the_others(device, random_targets, preset):
     criterion = SetCriterion.preset(preset)

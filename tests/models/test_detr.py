@@ -108,6 +108,7 @@ def test_bfloat16(small_detr):
         torch.testing.assert_close(found.boxes.float(), expected.boxes, rtol=0, atol=0.05)
 
 
+@pytest.mark.slow
 def test_resnet50_trains_a_step_on_a_coco_sized_image():
     torch.manual_seed(0)
     model = detr_resnet50(num_encoder_layers=1, num_decoder_layers=1)

@@ -64,7 +64,7 @@ def test_batch_takes_other_dtypes_and_strides(dtype):
 def test_batch_errors_name_the_place():
     cost = torch.zeros(2, 5, 4)
     cost[1, 3, 2] = float("nan")
-    with pytest.raises(ValueError, match="layer 1, image 1, target 1: the matching cost holds NaN"):
+    with pytest.raises(ValueError, match="layer 1, image 1, target 1: the matching cost contains NaN"):
         ops.batch_linear_sum_assignment(cost, [2, 3])
     cost[1, 3, :] = float("inf")
     with pytest.raises(ValueError, match="layer 1, image 1, target 1: the cost matrix is infeasible"):

@@ -1,4 +1,4 @@
-"""The C++ backends of match_cost and set_loss against the reference in float64."""
+"""The C++ backends of match_cost and set_loss: extreme logits, NaN, half precision and refusals."""
 
 from __future__ import annotations
 
@@ -7,16 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from detr_fast import LossWeights, MatchWeights, Targets, ops
+from detr_fast import LossWeights, Targets, ops
 
-MATCH = {
-    "detr": MatchWeights.detr(),
-    "mmdet2": MatchWeights.mmdet2(),
-    "deformable": MatchWeights.deformable(),
-    "focal of the logit": replace(MatchWeights.deformable(), focal_eps=0.0),
-    "other gamma": replace(MatchWeights.deformable(), focal_gamma=1.5, focal_alpha=0.4),
-    "corners, other gamma": replace(MatchWeights.mmdet2(), class_cost="focal", focal_gamma=3.0, focal_eps=0.0),
-}
 LOSS = {
     "detr": LossWeights.detr(),
     "mmdet2": LossWeights.mmdet2(),
@@ -26,13 +18,6 @@ LOSS = {
     "other gamma": replace(LossWeights.deformable(), focal_gamma=1.5, focal_alpha=0.4),
 }
 # Layers, targets of each image, queries, logits, groups.
-SHAPES = [
-    (1, [1], 1, 2, 1),
-    (3, [4, 0, 9], 7, 19, 1),
-    (2, [3, 2], 30, 91, 3),
-    (2, [0, 0], 5, 3, 1),
-    (1, [130], 257, 33, 1),
-]
 
 
 def make(shape, spread: float = 3.0, seed: int = 0):
@@ -53,51 +38,12 @@ def make(shape, spread: float = 3.0, seed: int = 0):
     return logits, boxes, targets
 
 
-def assert_within_twice(own, theirs, exact, name=""):
-    floor = 2e-7 * float(exact.abs().max()) if exact.numel() else 0.0
-    error, allowed = (float((x.double() - exact).abs().max()) if exact.numel() else 0.0 for x in (own, theirs))
-    assert error <= 2 * allowed + floor, f"{name}: {error} against {allowed}"
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", MATCH)
-def test_costs(name, shape):
-    weights = MATCH[name]
-    logits, boxes, targets = make(shape)
-    exact, theirs = (
-        ops.match_cost(logits.to(d), boxes.to(d), targets, weights=weights, backend="reference")
-        for d in (torch.float64, torch.float32)
-    )
-    own = ops.match_cost(logits, boxes, targets, weights=weights, backend="cpp")
-    assert own.dtype == torch.float32
-    assert own.shape == exact.shape
-    assert_within_twice(own, theirs, exact)
-    double = ops.match_cost(logits.double(), boxes.double(), targets, weights=weights, backend="cpp")
-    torch.testing.assert_close(double, exact, rtol=1e-9, atol=1e-9)
-
-
 def run_loss(logits, boxes, targets, index, weights, backend):
     leaves = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in (logits, boxes)]
     terms = ops.set_loss(*leaves, targets, index, weights=weights, backend=backend)
     upstream = torch.arange(1, 3 * len(logits) + 1).view(3, -1)
     sum((factor * term).sum() for factor, term in zip(upstream, terms.values(), strict=True)).backward()
     return {name: term.detach() for name, term in terms.items()} | {"logits": leaves[0].grad, "boxes": leaves[1].grad}
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", LOSS)
-def test_losses_and_gradients(name, shape):
-    weights = LOSS[name]
-    logits, boxes, targets = make(shape)
-    index = ops.batch_linear_sum_assignment(ops.match_cost(logits, boxes, targets), targets, groups=shape[-1])
-    exact = run_loss(logits.double(), boxes.double(), targets, index, weights, "reference")
-    theirs = run_loss(logits, boxes, targets, index, weights, "reference")
-    own = run_loss(logits, boxes, targets, index, weights, "cpp")
-    double = run_loss(logits.double(), boxes.double(), targets, index, weights, "cpp")
-    for key, value in exact.items():
-        assert own[key].dtype == torch.float32
-        assert_within_twice(own[key], theirs[key], value, key)
-        torch.testing.assert_close(double[key], value, rtol=1e-9, atol=1e-9, msg=key)
 
 
 @pytest.mark.parametrize("name", LOSS)
@@ -141,7 +87,7 @@ def test_an_index_out_of_range_is_refused():
         ops.set_loss(logits, boxes, targets, torch.tensor([[4]]), backend="cpp")
 
 
-def test_it_does_not_run_under_the_compiler():
+def test_compiled_code_calls_the_extension():
     logits, boxes, targets = make((1, [2], 4, 5, 1))
     compiled = torch.compile(lambda x, y: ops.match_cost(x, y, targets), backend="eager")
     torch.testing.assert_close(compiled(logits, boxes), ops.match_cost(logits, boxes, targets, backend="cpp"))

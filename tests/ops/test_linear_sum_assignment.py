@@ -76,6 +76,7 @@ def _answer(solve, *args):
         return str(error)
 
 
+@pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(costs(), st.booleans())
 def test_everything_small_is_scipys(cost, maximize):
@@ -83,6 +84,7 @@ def test_everything_small_is_scipys(cost, maximize):
     assert _answer(ops.linear_sum_assignment, cost, maximize) == expected
 
 
+@pytest.mark.slow
 def test_scipys_own_tests():
     """Its test file with its function replaced by ours."""
     pytest.importorskip("scipy.optimize.tests.test_linear_assignment", reason="SciPy was installed without its tests")

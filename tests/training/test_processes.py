@@ -20,6 +20,8 @@ from detr_fast.training.monitor import read_metrics
 from detr_fast.training.run_checkpoint import load_checkpoint
 from detr_fast.training.trainer import as_plain_data
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 

@@ -50,6 +50,7 @@ def test_a_run_leaves_what_it_promises(config):
     assert _same(saved.state_dict(), {k.removeprefix("module."): v for k, v in best["ema"].items() if "module." in k})
 
 
+@pytest.mark.slow
 def test_learns(config):
     """On a dozen images the losses fall to a fraction."""
     settings = config(epochs=60, eval_every=60, dropout=0.0, log_every=3)
@@ -58,6 +59,7 @@ def test_learns(config):
     assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights_whatever_the_workers(config, tmp_path):
     runs = []
     for name, workers, seed in (("a", 0, 1), ("b", 2, 1), ("c", 0, 2)):
@@ -68,6 +70,7 @@ def test_same_seed_same_weights_whatever_the_workers(config, tmp_path):
     assert not _same(runs[0], runs[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [1, 3, 4])
 def test_stopping_and_resuming_changes_nothing(config, tmp_path, stop_after, monkeypatch):
     """Dropout, moving average and accumulation on; stopped within and at the end of an epoch."""
@@ -103,6 +106,7 @@ def test_stopping_and_resuming_changes_nothing(config, tmp_path, stop_after, mon
     assert logged[0] == logged[1]
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_made_longer(config):
     Trainer(config(epochs=1)).run()
     longer = Trainer(config(epochs=2), resume=True)
@@ -119,6 +123,7 @@ def test_a_run_is_not_overwritten(config):
         Trainer(config(epochs=1))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_cut_in_half_gives_way_to_the_one_before(config, caplog):
     settings = config(checkpoint_steps=1)
     Trainer(settings).run()
@@ -199,7 +204,7 @@ def test_weights_that_are_not_finite_are_named_by_the_matcher(config):
     with torch.no_grad():
         trainer.state.weights.class_embed.weight.fill_(float("nan"))
     with pytest.raises(
-        TrainingError, match=r"step 1, images .*: layer 0, image 0, target 0: the matching cost holds NaN"
+        TrainingError, match=r"step 1, images .*: layer 0, image 0, target 0: the matching cost contains NaN"
     ):
         trainer.run()
 
@@ -232,6 +237,7 @@ def test_bad_configurations_name_their_part(config, shapes, tmp_path):
         Trainer(config(train_annotations=str(tmp_path / "none.json")))
 
 
+@pytest.mark.slow
 def test_a_truncated_image_is_replaced_and_reported(config, shapes, tmp_path):
     import shutil
 

@@ -92,13 +92,8 @@ class FastEncoding:
             return self._encode(features.shape, features.device, torch.float32, given["pixel_mask"])
         return self._encode(given["shape"], given["device"], given["dtype"], given.get("mask"))
 
-    def _encode(
-        self,
-        shape: torch.Size,  # B,d,H,W
-        device: torch.device | str,
-        dtype: torch.dtype,
-        mask: Tensor | None,  # bool [B,H,W], True = valid
-    ) -> Tensor:
+    def _encode(self, shape: torch.Size, device: torch.device | str, dtype: torch.dtype, mask: Tensor | None) -> Tensor:
+        """Encode a feature map of shape [B,d,H,W] with the mask bool [B,H,W], True where valid."""
         batch, _, height, width = shape
         padding = torch.zeros(1, height, width, dtype=torch.bool, device=device) if mask is None else ~mask.bool()
         encoding = ops.sine_position_encoding(padding, dtype=dtype, layout="blc", **self.options)
