@@ -71,6 +71,7 @@ def fused_deformable_attention(
         BackendError: the backend asked for cannot run here.
     """
     check_method(method)
+    deterministic = is_deterministic(deterministic)
     shapes = SpatialShapes.of(spatial_shapes)
     check_value(value, shapes)
     offsets, counts = flatten_points("sampling_offsets", sampling_offsets, value, shapes, points_per_level)
@@ -85,9 +86,11 @@ def fused_deformable_attention(
         counts,
         float(offset_scale),
         method,
-        is_deterministic(deterministic),
+        deterministic,
         backend=backend,
-        feature=str(widest_dtype(value, reference_points, offsets, logits)).removeprefix("torch."),
+        feature="deterministic float64"
+        if deterministic and widest_dtype(value, reference_points, offsets, logits) == torch.float64
+        else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from detr_fast.ops.custom_op import Differentiable
@@ -64,6 +65,7 @@ def multi_scale_deformable_attention(
         BackendError: the backend asked for cannot run here.
     """
     check_method(method)
+    deterministic = is_deterministic(deterministic)
     shapes = SpatialShapes.of(spatial_shapes)
     check_value(value, shapes)
     locations, counts = flatten_points("sampling_locations", sampling_locations, value, shapes, points_per_level)
@@ -75,9 +77,11 @@ def multi_scale_deformable_attention(
         shapes,
         counts,
         method,
-        is_deterministic(deterministic),
+        deterministic,
         backend=backend,
-        feature=str(widest_dtype(value, locations, weights)).removeprefix("torch."),
+        feature="deterministic float64"
+        if deterministic and widest_dtype(value, locations, weights) == torch.float64
+        else None,
     )
 
 

@@ -19,6 +19,7 @@ from transformers.models.deformable_detr.modeling_deformable_detr import Deforma
 from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import RTDetrV2MultiscaleDeformableAttention
 
 LEVELS = [(5, 7), (3, 4), (1, 1), (2, 1)]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 BACKENDS = list(OPS["fused_deformable_attention"].backends)
 
 
@@ -92,11 +93,6 @@ def _assert_as_exact(inputs: Inputs, backend: str, **options) -> None:
         rounding = units * torch.finfo(result.dtype).eps * expected.abs().max()
         error = (result.double() - expected).abs().max()
         assert error <= 2 * (like.double() - expected).abs().max() + rounding
-
-
-def _dtypes(backend: str) -> list[torch.dtype]:
-    dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-    return dtypes[1:] if backend == "triton" else dtypes
 
 
 def _compare_with_module(module: nn.Module, fused: Callable[[Tensor, Tensor, Tensor], Tensor], points: Tensor) -> None:
@@ -198,7 +194,7 @@ def test_d_fine_computes_the_same(backend):
 @pytest.mark.parametrize("shared", [False, True])
 def test_points_and_coordinates(backend, coordinates, points, shared):
     options = {"points_per_level": list(points)} if len(points) > 1 else {}
-    for dtype in _dtypes(backend):
+    for dtype in DTYPES:
         _assert_as_exact(
             _inputs(coordinates=coordinates, points=points, shared=shared, dtype=dtype), backend, **options
         )
@@ -258,8 +254,6 @@ def test_large_logits(backend):
 @pytest.mark.parametrize("coordinates", [2, 4])
 @pytest.mark.parametrize("shared", [False, True])
 def test_gradients_are_the_numerical_ones(backend, coordinates, shared):
-    if torch.float64 not in _dtypes(backend):
-        pytest.skip("gradcheck needs float64")
     levels = [(2, 3), (1, 1)]
     inputs = _inputs(levels, coordinates=coordinates, shared=shared, queries=2, heads=2, width=2, points=(2,))
     tensors = [tensor.requires_grad_() for tensor in inputs[:4]]
