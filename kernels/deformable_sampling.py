@@ -209,6 +209,7 @@ def deformable_attention_fwd_kernel(
         num_sets: tl.constexpr = 1 if SHARED else len(POINTS)
         points_ptr += (image * num_queries + query) * (num_sets * COORDINATES)
         greatest, inverse_sum = _softmax_terms(weights_ptr, inside, NUM_POINTS, BLOCK_N, COMPUTE)
+    offset_scale = tl.full((BLOCK_M,), OFFSET_SCALE, COMPUTE)  # a constant would be rounded to float32
     total = tl.zeros((BLOCK_M, BLOCK_D), COMPUTE)
     first = image * 0
     n = 0
@@ -229,8 +230,8 @@ def deformable_attention_fwd_kernel(
                 usable = inside & finite & _is_finite(x) & _is_finite(y)
                 weight = tl.exp(weight - greatest) * inverse_sum
                 if COORDINATES == 4:
-                    x = center_x + x / POINTS[level] * box_width * OFFSET_SCALE
-                    y = center_y + y / POINTS[level] * box_height * OFFSET_SCALE
+                    x = center_x + x / POINTS[level] * box_width * offset_scale
+                    y = center_y + y / POINTS[level] * box_height * offset_scale
                 else:
                     x, y = center_x + x / width, center_y + y / height
             left, top, right_part, lower_part, near = _cell(x * width, y * height, height, width, usable, DISCRETE)
@@ -322,8 +323,10 @@ def deformable_attention_bwd_kernel(
     num_sets: tl.constexpr = 1 if SHARED else len(POINTS)
     if COORDINATES > 0:
         points_ptr += (image * num_queries + query) * (num_sets * COORDINATES)
-        grad_points_ptr += row * (num_sets * COORDINATES)
+        if WITH_POINTS:
+            grad_points_ptr += row * (num_sets * COORDINATES)
         greatest, inverse_sum = _softmax_terms(weights_ptr, inside, NUM_POINTS, BLOCK_N, COMPUTE)
+    offset_scale = tl.full((BLOCK_M,), OFFSET_SCALE, COMPUTE)  # a constant would be rounded to float32
     all_points = tl.arange(0, BLOCK_N)[None, :]
     grad_weights = tl.zeros((BLOCK_M, BLOCK_N), COMPUTE)
     zero = tl.zeros((BLOCK_M,), COMPUTE)
@@ -348,8 +351,8 @@ def deformable_attention_bwd_kernel(
                 weight = tl.exp(weight - greatest) * inverse_sum
                 offset_x, offset_y = tl.where(usable, x, 0), tl.where(usable, y, 0)
                 if COORDINATES == 4:
-                    x = center_x + x / POINTS[level] * box_width * OFFSET_SCALE
-                    y = center_y + y / POINTS[level] * box_height * OFFSET_SCALE
+                    x = center_x + x / POINTS[level] * box_width * offset_scale
+                    y = center_y + y / POINTS[level] * box_height * offset_scale
                 else:
                     x, y = center_x + x / width, center_y + y / height
             left, top, right_part, lower_part, near = _cell(x * width, y * height, height, width, usable, DISCRETE)
@@ -380,7 +383,7 @@ def deformable_attention_bwd_kernel(
             if COORDINATES == 2:
                 to_x, to_y = grad_x / tl.maximum(width, 1), grad_y / tl.maximum(height, 1)
             if COORDINATES == 4:
-                factor = OFFSET_SCALE / POINTS[level]
+                factor = offset_scale / POINTS[level]
                 to_x = grad_x * tl.where(finite, box_width * factor, 0)
                 to_y = grad_y * tl.where(finite, box_height * factor, 0)
             tl.store(grad_locations_ptr + 2 * n, to_x, mask=inside)

@@ -19,7 +19,6 @@ from transformers.models.deformable_detr.modeling_deformable_detr import Deforma
 from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import RTDetrV2MultiscaleDeformableAttention
 
 LEVELS = [(5, 7), (3, 4), (1, 1), (2, 1)]
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 BACKENDS = list(OPS["fused_deformable_attention"].backends)
 
 
@@ -77,22 +76,6 @@ def _outputs_and_gradients(
 
 def _attention(backend: str) -> Callable[..., Tensor]:
     return partial(ops.fused_deformable_attention, backend=backend)
-
-
-def _assert_as_exact(inputs: Inputs, backend: str, **options) -> None:
-    """Compare with the reference in float64; the error may be twice that of the reference in the same dtype."""
-    exact = _outputs_and_gradients(_attention("reference"), Inputs(*(t.double() for t in inputs)), **options)
-    plain = _outputs_and_gradients(_attention("reference"), inputs, **options)
-    results = _outputs_and_gradients(_attention(backend), inputs, **options)
-    for result, like, expected in zip(results, plain, exact, strict=True):
-        assert result.dtype == like.dtype
-        assert result.shape == expected.shape
-        if not expected.numel():
-            continue
-        units = 64 if result.dtype == torch.float64 else 1
-        rounding = units * torch.finfo(result.dtype).eps * expected.abs().max()
-        error = (result.double() - expected).abs().max()
-        assert error <= 2 * (like.double() - expected).abs().max() + rounding
 
 
 def _compare_with_module(module: nn.Module, fused: Callable[[Tensor, Tensor, Tensor], Tensor], points: Tensor) -> None:
@@ -189,39 +172,6 @@ def test_d_fine_computes_the_same(backend):
     _compare_with_module(module, fused, _inputs(coordinates=4, shared=True, dtype=torch.float32).points)
 
 
-@pytest.mark.parametrize("coordinates", [2, 4])
-@pytest.mark.parametrize("points", [(4,), (2, 5, 1, 3), (0, 3, 2, 0)])
-@pytest.mark.parametrize("shared", [False, True])
-def test_points_and_coordinates(backend, coordinates, points, shared):
-    options = {"points_per_level": list(points)} if len(points) > 1 else {}
-    for dtype in DTYPES:
-        _assert_as_exact(
-            _inputs(coordinates=coordinates, points=points, shared=shared, dtype=dtype), backend, **options
-        )
-
-
-@pytest.mark.parametrize("coordinates", [2, 4])
-@pytest.mark.parametrize("width", [3, 8, 32, 128])
-def test_widths_of_a_head(backend, coordinates, width):
-    inputs = _inputs(width=width, coordinates=coordinates, queries=3, heads=2, dtype=torch.float32)
-    _assert_as_exact(inputs, backend, offset_scale=0.25)
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [
-        {"queries": 0},
-        {"batch": 0},
-        {"heads": 1, "queries": 3, "batch": 1, "points": (1,)},
-        {"heads": 17, "queries": 2, "batch": 1, "points": (1,)},
-        {"queries": 70, "heads": 2, "points": (3,)},
-    ],
-    ids=str,
-)
-def test_sizes(backend, shape):
-    _assert_as_exact(_inputs(dtype=torch.float32, **shape), backend)
-
-
 def test_spatial_shapes_as_a_tensor(backend):
     inputs = _inputs(dtype=torch.float32)
     expected = _outputs_and_gradients(_attention(backend), inputs)
@@ -244,16 +194,10 @@ def test_an_offset_that_is_nan_contributes_nothing(backend, coordinates):
         assert grad_points.isfinite().all()
 
 
-def test_large_logits(backend):
-    inputs = _inputs(dtype=torch.float32)
-    inputs.logits[0] *= 100
-    inputs.logits[1] -= 1e4
-    _assert_as_exact(inputs, backend)
-
-
-@pytest.mark.parametrize("coordinates", [2, 4])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("coordinates", "shared"), [(2, False), (4, True)])
 def test_gradients_are_the_numerical_ones(backend, coordinates, shared):
+    if backend == "triton":
+        pytest.skip("the interpreter takes long; the conformance suite compares with the reference in float64")
     levels = [(2, 3), (1, 1)]
     inputs = _inputs(levels, coordinates=coordinates, shared=shared, queries=2, heads=2, width=2, points=(2,))
     tensors = [tensor.requires_grad_() for tensor in inputs[:4]]

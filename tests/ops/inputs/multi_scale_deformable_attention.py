@@ -21,7 +21,9 @@ SIZES: dict[str, tuple[int, int, int, int]] = {  # images, queries, heads, chann
     "no channel": (1, 3, 2, 0),
     "blocks": (2, 13, 3, 16),
     "many heads": (1, 3, 17, 8),
-    "odd width": (1, 5, 2, 24),
+    "width 3": (1, 9, 2, 3),
+    "width 24": (1, 5, 2, 24),
+    "width 64": (1, 3, 2, 64),
     "wide": (1, 3, 2, 130),
 }
 
