@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -15,22 +14,6 @@
 
 namespace detr_fast {
 namespace {
-
-// Arrays that end where their contents do, so that a sanitizer reports any access beyond them.
-template <typename T>
-class Exact {
- public:
-  explicit Exact(int64_t size) : data_(new T[size]()), size_(size) {}
-  T* data() { return data_.get(); }
-  T& operator[](int64_t k) { return data_[k]; }
-  T* begin() { return data(); }
-  T* end() { return data() + size_; }
-  int64_t size() const { return size_; }
-
- private:
-  std::unique_ptr<T[]> data_;
-  int64_t size_;
-};
 
 // Predictions [L,B,Q,W] in memory of the order [L,B,Q,W] or [B,Q,L,W].
 template <typename T>
