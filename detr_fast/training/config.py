@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from detr_fast.data.transforms import Augmentation
@@ -160,6 +161,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_minimum(self, "", epochs=1, eval_every=1, checkpoint_every=0, checkpoint_steps=0, log_every=1)
+
+
+def as_plain_data(config: TrainConfig) -> dict[str, Any]:
+    """Convert the configuration to plain data for YAML, which ``--config`` reads."""
+    return json.loads(json.dumps(asdict(config)))
 
 
 def _check_minimum(config: Any, prefix: str, **minimums: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from detr_fast.data import Category
 from detr_fast.models import DETR, CheckpointError, build_detr, load_backbone_weights
 from detr_fast.training.config import ConfigError, DataConfig, ModelConfig
+from detr_fast.training.files import synchronize, synchronize_directory
 
 
 def build_model(config: ModelConfig, data: DataConfig, categories: Sequence[Category]) -> DETR:
@@ -52,9 +53,12 @@ def save_model(model: DETR, directory: Path) -> None:
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
+    for file in partial.iterdir():
+        synchronize(file)
     old = directory.with_name(directory.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
         directory.rename(old)
     partial.rename(directory)
+    synchronize_directory(directory.parent)
     shutil.rmtree(old, ignore_errors=True)
