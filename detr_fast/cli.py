@@ -28,7 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the first argument names."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
     if arguments == ["info"]:  # needs no package of the extra
         _print_info()
         return

@@ -14,6 +14,7 @@ class DataError(ValueError):
 class FaultKind(StrEnum):
     """The kinds of fault; the value is printed in reports."""
 
+    NON_PORTABLE_ID = "id that other tools misread"
     MALFORMED_CATEGORY = "malformed category"
     DUPLICATE_CATEGORY = "duplicate category id"
     RENAMED_CATEGORY = "renamed category"
@@ -27,6 +28,7 @@ class FaultKind(StrEnum):
     DUPLICATE_ANNOTATION = "duplicate annotation id"
     UNKNOWN_IMAGE = "unknown image"
     UNKNOWN_CATEGORY = "unknown category"
+    MALFORMED_AREA = "malformed area"
     MALFORMED_BOX = "malformed box"
     NON_FINITE_BOX = "non-finite box"
     BOX_WITHOUT_AREA = "box without area"
@@ -45,6 +47,8 @@ class FaultKind(StrEnum):
 
 
 _TREATMENTS = {
+    FaultKind.NON_PORTABLE_ID: "used as it is",
+    FaultKind.MALFORMED_AREA: "the area of the box is used",
     FaultKind.RENAMED_CATEGORY: "treated as the same",
     FaultKind.UNREADABLE_IMAGE: "replaced in training, skipped in evaluation",
     FaultKind.WRONG_IMAGE_SIZE: "the size of the file is used",
