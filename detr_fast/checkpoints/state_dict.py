@@ -17,6 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from detr_fast.text import escape
+
 logger = logging.getLogger(__name__)
 
 _CLASS_HEAD = ("class_embed.weight", "class_embed.bias")
@@ -200,6 +202,6 @@ def _has_other_classes(expected: Mapping[str, Tensor], given: Mapping[str, Tenso
 
 def shorten(names: Any) -> str:
     """Format names for a message: the first few of them, and the number of the others."""
-    listed = [str(name) for name in names]
+    listed = [escape(str(name)) for name in names]
     rest = f", and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
     return ", ".join(listed[:_LISTED]) + rest

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
+from detr_fast.text import escape
+
 
 class DataError(ValueError):
     """A data set cannot be used at all; the message gives the file, the cause and the remedy."""
@@ -79,7 +81,7 @@ class Fault(NamedTuple):
             location.append(f"image {self.image_id}")
         if self.annotation_id is not None:
             location.append(f"annotation {self.annotation_id}")
-        return f"{', '.join(location)}: {self.kind}: {self.message}"
+        return escape(f"{', '.join(location)}: {self.kind}: {self.message}")
 
 
 def count_faults(faults: Iterable[Fault]) -> dict[FaultKind, int]:

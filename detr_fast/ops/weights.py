@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class MatchWeights:
     def __post_init__(self) -> None:
         _one_of("class_cost", self.class_cost, ("softmax", "focal"))
         _one_of("l1_format", self.l1_format, ("cxcywh", "xyxy"))
+        _check_numbers(self)
 
     @classmethod
     def detr(cls) -> MatchWeights:
@@ -93,6 +95,7 @@ class LossWeights:
     def __post_init__(self) -> None:
         _one_of("class_loss", self.class_loss, ("softmax", "focal", "varifocal", "ia_bce"))
         _one_of("normalizer", self.normalizer, ("targets", "matched"))
+        _check_numbers(self)
 
     @classmethod
     def detr(cls) -> LossWeights:
@@ -137,6 +140,19 @@ class LossWeights:
         """Sum the losses [3,L], weighted, over all layers."""
         weighted = (weight * loss.sum() for weight, loss in zip(self.loss_weights, losses, strict=True))
         return sum(weighted, losses.new_zeros(()))
+
+
+def _check_numbers(weights: MatchWeights | LossWeights) -> None:
+    for field in fields(weights):
+        value = getattr(weights, field.name)
+        if isinstance(value, str):
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"{field.name} must be a finite number, got {value!r}")
+        if value < 0 or (value == 0 and field.name == "box_scale"):
+            raise ValueError(
+                f"{field.name} must be {'above' if field.name == 'box_scale' else 'at least'} 0, got {value}"
+            )
 
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:

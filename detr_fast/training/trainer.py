@@ -26,7 +26,7 @@ from detr_fast.training.config import ConfigError, TrainConfig, as_plain_data
 from detr_fast.training.evaluation import EvaluationStopped, evaluate
 from detr_fast.training.files import OutputLock, write_atomically
 from detr_fast.training.loading import build_eval_data, build_train_data
-from detr_fast.training.model import build_model, save_model
+from detr_fast.training.model import build_model, check_model, save_model
 from detr_fast.training.monitor import LossMonitor, MetricsLog, TrainingError
 from detr_fast.training.resume import REMEDY, check_resumed
 from detr_fast.training.run_checkpoint import BEST, LAST, load_latest, save_checkpoint
@@ -54,7 +54,8 @@ class Trainer:
     def __init__(self, config: TrainConfig, *, resume: bool = False) -> None:
         self.config = config
         self.output = Path(config.output)
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
+        check_model(config.model)
+        self.accelerator = _build_accelerator(config)
         self._lock = self._lock_output()
         saved = self._saved_state(resume)
         self.data = build_train_data(config.data, self.accelerator, seed=config.seed)
@@ -308,6 +309,13 @@ class Trainer:
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:
             tqdm.write(text)
+
+
+def _build_accelerator(config: TrainConfig) -> Accelerator:
+    try:
+        return Accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
+    except ValueError as error:  # the device does not support the precision
+        raise ConfigError(f"mixed_precision: {error}") from error
 
 
 class _Clock:
