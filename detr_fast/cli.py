@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import detr_fast
+from detr_fast.text import escape
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -28,7 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the first argument names."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
     if arguments == ["info"]:  # needs no package of the extra
         _print_info()
         return
@@ -72,7 +72,7 @@ def predict(options: Namespace) -> int:
 
     failures = predict_files(options.model, options.images, Path(options.output), threshold=options.threshold)
     for failure in failures:
-        print(failure, file=sys.stderr)
+        print(escape(failure), file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -119,7 +119,7 @@ def _run_command(arguments: Sequence[str]) -> int | str | None:
     """Parse the arguments and run the command; returns the exit status, or a message for the status 1."""
     command = next((argument for argument in arguments if argument in COMMANDS), None)
     parser = _build_parser(command)
-    parsed = parser.parse_args(_with_packaged_configs(arguments))
+    parsed = parser.parse_args(_resolve_configs(arguments, parser))
     from detr_fast.training import USER_ERRORS, Stopped
 
     try:
@@ -195,8 +195,8 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
         add("--num_heads", type=PositiveInt, default=8, help="attention heads of the transformer")
 
 
-def _with_packaged_configs(arguments: Sequence[str]) -> list[str]:
-    """Replace the name of a configuration of the package after ``--config`` by its path."""
+def _resolve_configs(arguments: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """Replace the name of a configuration of the package after ``--config`` by its path, and check the files."""
     resolved = list(arguments)
     for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
@@ -207,7 +207,37 @@ def _with_packaged_configs(arguments: Sequence[str]) -> list[str]:
         shipped = CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
         if name and not Path(name).exists() and shipped.is_file():
             resolved[at] = f"--config={shipped}" if equals else str(shipped)
+        elif name and Path(name).is_file():
+            _refuse_nested_files(Path(name), parser)
     return resolved
+
+
+def _refuse_nested_files(path: Path, parser: ArgumentParser) -> None:
+    """End with an error if a configuration names other files, which would be read, and printed if they are no YAML."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        parser.error(f"--config: cannot read {path}: {error}")
+    if not isinstance(content, dict):
+        parser.error(f"--config: {path} must contain a mapping of options")
+    if "config" in content:
+        parser.error(f"--config: {path} contains the key config; a configuration cannot include another")
+    from detr_fast.training import TrainConfig
+
+    for name, group in _groups(content, TrainConfig):
+        if not isinstance(group, dict):
+            parser.error(f"--config: {name} must be a mapping of options, got {group!r}")
+
+
+def _groups(content: dict[str, Any], config: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values that stand for groups of options, by their names."""
+    for name, kind in get_type_hints(config).items():
+        if is_dataclass(kind) and isinstance(kind, type) and name in content:
+            yield prefix + name, content[name]
+            if isinstance(content[name], dict):
+                yield from _groups(content[name], kind, f"{prefix}{name}.")
 
 
 def _train_config(options: Namespace) -> TrainConfig:
@@ -233,7 +263,7 @@ def _print_info() -> None:
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
     for name, value in metrics["classes"].items():
-        print(f"AP of {name}: {value:.3f}")
+        print(f"AP of {escape(name)}: {value:.3f}")
     print(", ".join(f"{name} {metrics[name]:.3f}" for name in ("AP75", "AP_small", "AP_medium", "AP_large")))
     print(f"AP {metrics['AP']:.3f}")
     print(f"AP50 {metrics['AP50']:.3f}")

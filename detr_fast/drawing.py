@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from detr_fast.text import escape
+
 MIN_SIZE = 320  # pixels: images whose longer side is shorter are enlarged, so that captions are legible
 
 
@@ -37,7 +39,7 @@ def draw_boxes(
         color = _color(label)
         corners = tuple((boxes[k] * factor).tolist())
         draw.rectangle(corners, outline=color, width=line)
-        text = names[label] if label < len(names) else str(label)
+        text = escape(names[label]) if label < len(names) else str(label)
         if scores is not None:
             text += f" {float(scores[k]):.2f}"
         _caption(draw, text, corners[0], corners[1], color, font)

@@ -13,6 +13,7 @@ from torch import Tensor
 # Mean and standard deviation of the RGB values of ImageNet in [0,1], with which torchvision's backbones are trained.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+MAX_SIDE = 2**14  # largest length in pixels to which images may be resized
 
 
 class ImageError(ValueError):
@@ -46,6 +47,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def is_side(value: object) -> bool:
+    """Return whether ``value`` is an integer from 1 to :data:`MAX_SIDE`."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_SIDE
 
 
 def resize_shape(width: int, height: int, shorter: int, longest: int | None = None) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import torch
 import detr_fast
 from detr_fast.ops.dispatch import OPS, BackendError, Op
 
-PACKAGES = ("torch", "triton", "numpy", "scipy", "accelerate", "faster-coco-eval", "huggingface_hub", "safetensors")
+PACKAGES = ("torch", "triton", "numpy", "scipy", "accelerate", "hotcoco", "huggingface_hub", "safetensors")
 
 
 def describe() -> str:

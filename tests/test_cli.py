@@ -189,6 +189,23 @@ def test_the_configuration_of_mmdetection_3_is_the_preset(monkeypatch):
         ("--optim.ema_decay", "1", "optim.ema_decay must be at least 0 and below 1, got 1"),
         ("--epochs", "0", "epochs must be at least 1, got 0"),
         ("--epoch", "3", "unrecognized arguments: --epoch 3"),
+        ("--log_every", "0", "log_every must be at least 1, got 0"),
+        ("--eval_every", "0", "eval_every must be at least 1, got 0"),
+        ("--optim.lr", ".nan", "optim.lr must be at least 0, got nan"),
+        ("--optim.lr", ".inf", "optim.lr must be at least 0, got inf"),
+        ("--optim.lr", "-1", "optim.lr must be at least 0, got -1"),
+        ("--optim.warmup_steps", "-5", "optim.warmup_steps must be at least 0, got -5"),
+        ("--optim.ema_decay", "2", "optim.ema_decay must be at least 0 and below 1, got 2"),
+        ("--seed", "-1", "seed must be at least 0, got -1"),
+        ("--seed", str(2**64), "seed must be at most 4294967295"),
+        ("--data.eval_size", "0", "data.eval_size must be from 1 to 16384 pixels, got 0"),
+        ("--data.eval_max_size", "1000000000", "data.eval_max_size must be from 1 to 16384 pixels"),
+        ("--match.cost_bbox", ".nan", "cost_bbox must be a finite number, got nan"),
+        ("--loss.box_scale", "0", "box_scale must be above 0, got 0"),
+        ("--model.num_heads", "3", "model: hidden_dim must be divisible by num_heads"),
+        ("--model.num_queries", "0", "model: num_queries must be an integer of at least 1, got 0"),
+        ("--model.num_decoder_layers", "0", "model: num_decoder_layers must be an integer of at least 1, got 0"),
+        ("--model.backbone", "vgg", "model: unknown backbone 'vgg'"),
     ],
 )
 def test_numbers_out_of_range_and_abbreviations_are_refused(shapes, tmp_path, option, value, message, capsys):
@@ -212,3 +229,30 @@ def test_the_directory_of_a_run_hints_at_its_model(run, capsys):
 def test_missing_model(tmp_path, capsys):
     message = _error(["predict", str(tmp_path), "--model", str(tmp_path / "nowhere")], capsys)
     assert "nowhere" in message
+
+
+@pytest.mark.parametrize("key", ["config", "model", "data", "optim", "match", "loss", "data.augmentation"])
+def test_a_configuration_does_not_print_another_file(tmp_path, key, capsys):
+    (tmp_path / "secret").write_text("password: 123 : [\n")
+    *groups, name = key.split(".")
+    text = f"{name}: {tmp_path / 'secret'}\n"
+    (tmp_path / "run.yaml").write_text("".join(f"{group}:\n  " for group in groups) + text)
+    message = _error(["train", "--config", str(tmp_path / "run.yaml")], capsys)
+    assert "123" not in message
+    assert "cannot include another" in message or f"{key} must be a mapping of options" in message
+
+
+def test_category_names_are_escaped_where_they_are_printed(shapes, tmp_path, capsys):
+    content = json.loads((shapes / "annotations/instances_val.json").read_text())
+    content["categories"][0]["name"] = "\x1b[2J\ud800ä"
+    for part in ("train", "val"):
+        own = json.loads((shapes / f"annotations/instances_{part}.json").read_text())
+        (tmp_path / f"{part}.json").write_text(json.dumps(own | {"categories": content["categories"]}))
+    annotations = [
+        *("--data.train_annotations", str(tmp_path / "train.json")),
+        *("--data.val_annotations", str(tmp_path / "val.json")),
+    ]
+    assert _exit_code(["train", *_data(shapes), *MODEL, *annotations, "--output", str(tmp_path / "run")]) == 0
+    output = capsys.readouterr().out
+    assert "\x1b" not in output
+    assert "AP of \\x1b[2J\\ud800ä: " in output

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = ("accelerate", "faster_coco_eval", "huggingface_hub", "matplotlib", "tensorboard", "torch", "triton")
+HEAVY = ("accelerate", "hotcoco", "huggingface_hub", "matplotlib", "tensorboard", "torch", "triton")
 # Runs the code of its second argument while the import of the modules in its first one fails.
 RUN_WITHOUT = """
 import sys

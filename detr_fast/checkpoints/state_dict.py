@@ -1,23 +1,28 @@
-"""Reading state dicts from untrusted files, and loading them strictly."""
+"""Writing state dicts, reading them from untrusted files, and loading them strictly."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from detr_fast.text import escape
 
 logger = logging.getLogger(__name__)
 
 _CLASS_HEAD = ("class_embed.weight", "class_embed.bias")
+_CHECKSUM = "sha256"  # key of the metadata of a .safetensors file
 _LISTED = 10  # number of names that an error lists
 
 
@@ -37,7 +42,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         Tensors by parameter name.
 
     Raises:
-        CheckpointError: The file does not exist, is damaged, needs pickle, or contains no state dict.
+        CheckpointError: The file does not exist, is damaged, needs pickle, or contains no state dict. In a file that
+            :func:`save_state_dict` wrote, a single flipped bit is found.
     """
     path = Path(path)
     if not path.is_file():
@@ -53,6 +59,19 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: contains no state dict (a mapping of names to tensors), but {found}")
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+
+
+def save_state_dict(state_dict: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write a .safetensors file with a SHA-256 checksum of its tensors, which :func:`read_state_dict` verifies.
+
+    The checksum is an entry of the file's metadata, which other readers of the format ignore.
+
+    Args:
+        state_dict: Tensors by parameter name.
+        path: The file.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    save_file(tensors, path, metadata={"format": "pt", _CHECKSUM: _digest(tensors)})
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
@@ -114,12 +133,49 @@ def load_backbone_weights(model: nn.Module, path: str | Path) -> None:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        with safe_open(path, framework="pt") as file:
+            checksum = (file.metadata() or {}).get(_CHECKSUM)
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except Exception as error:  # the exceptions of safetensors for a broken file are not specified
         raise CheckpointError(f"{path}: cut short or damaged, or not a safetensors file: {error}") from error
+    if checksum is not None and checksum != _digest(tensors):
+        raise CheckpointError(f"{path}: damaged: its tensors do not have the checksum in its metadata")
+    return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 checksum of the names, dtypes, shapes and values of contiguous tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def verify_checksums(path: Path) -> None:
+    """Verify the CRC-32 of each part of a zip archive, such as ``torch.save`` writes; ``torch.load`` ignores them.
+
+    Args:
+        path: The file. A file that is no zip archive is accepted, since the older format of ``torch.save`` is none.
+
+    Raises:
+        CheckpointError: A part of the archive is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # zipfile raises BadZipFile, NotImplementedError, EOFError, ... for broken files
+        raise CheckpointError(f"{path}: cut short or damaged: {error}") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path}: damaged: its part {damaged} does not have the checksum of the archive")
 
 
 def _read_torch(path: Path) -> Any:
+    verify_checksums(path)
     try:
         with torch.serialization.safe_globals(
             [argparse.Namespace]
@@ -146,6 +202,6 @@ def _has_other_classes(expected: Mapping[str, Tensor], given: Mapping[str, Tenso
 
 def shorten(names: Any) -> str:
     """Format names for a message: the first few of them, and the number of the others."""
-    listed = [str(name) for name in names]
+    listed = [escape(str(name)) for name in names]
     rest = f", and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
     return ", ".join(listed[:_LISTED]) + rest

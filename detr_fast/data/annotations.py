@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from detr_fast.data.rules import (
     annotation_findings,
     category_findings,
     image_findings,
+    is_area,
     is_int64,
     stated_size,
 )
@@ -138,7 +138,7 @@ def read_ground_truth(annotation_file: str | Path, image_dir: str | Path) -> dic
     """Read the ground truth for an evaluation: a COCO data set without faulty entries.
 
     Crowd regions are kept, and so are images whose file is missing, so that their objects count as missed. A missing
-    ``area`` is replaced by the area of the box.
+    or malformed ``area`` is replaced by the area of the box.
 
     Args:
         annotation_file: The JSON file.
@@ -176,9 +176,7 @@ def read_ground_truth(annotation_file: str | Path, image_dir: str | Path) -> dic
 
 def _area(entry: Mapping[str, Any]) -> float:
     area, (_, _, width, height) = entry.get("area"), entry["bbox"]
-    if isinstance(area, int | float) and 0 <= area < math.inf:
-        return float(area)
-    return float(width * height)
+    return float(area) if is_area(area) else float(width) * float(height)
 
 
 def _load(file: str) -> Mapping[str, list[Any]]:
@@ -207,7 +205,7 @@ def _read_categories(entries: list[Any], file: str, faults: list[Fault]) -> list
     for entry in entries:
         findings = list(category_findings(entry, categories))
         faults += [Fault(kind, file, None, None, message) for kind, message in findings]
-        if not findings:
+        if _usable(findings):
             categories[entry["id"]] = Category(entry["id"], entry["name"])
     return list(categories.values())
 

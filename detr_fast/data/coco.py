@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import warnings
@@ -118,6 +119,11 @@ class CocoDetection(Dataset[Sample | None]):
         return self._annotations.categories
 
     @property
+    def image_ids(self) -> list[int]:
+        """The id of each image in the annotation file."""
+        return [image.id for image in self._annotations.images]
+
+    @property
     def num_boxes(self) -> int:
         """Number of boxes; without any the data set cannot be trained on."""
         return len(self._annotations.labels)
@@ -136,6 +142,14 @@ class CocoDetection(Dataset[Sample | None]):
         line = f"{self.annotation_file}: {len(self)} images, {self.num_boxes} boxes, {len(self.categories)} classes"
         report = self.report
         return f"{line}; faults: {describe_counts(report)}" if report else line
+
+    def digest(self) -> str:
+        """Return a SHA-256 checksum of the categories, and of the ids, boxes and labels of the images that are used."""
+        found = self._annotations
+        digest = hashlib.sha256(repr((found.categories, self.image_ids, found.offsets)).encode())
+        for tensor in (found.labels, found.boxes):
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
 
     def ground_truth(self) -> dict[str, Any]:
         """Return the ground truth for an evaluation; see :func:`~detr_fast.data.annotations.read_ground_truth`."""

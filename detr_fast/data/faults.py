@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
+from detr_fast.text import escape
+
 
 class DataError(ValueError):
     """A data set cannot be used at all; the message gives the file, the cause and the remedy."""
@@ -14,6 +16,7 @@ class DataError(ValueError):
 class FaultKind(StrEnum):
     """The kinds of fault; the value is printed in reports."""
 
+    NON_PORTABLE_ID = "id that other tools misread"
     MALFORMED_CATEGORY = "malformed category"
     DUPLICATE_CATEGORY = "duplicate category id"
     RENAMED_CATEGORY = "renamed category"
@@ -27,6 +30,7 @@ class FaultKind(StrEnum):
     DUPLICATE_ANNOTATION = "duplicate annotation id"
     UNKNOWN_IMAGE = "unknown image"
     UNKNOWN_CATEGORY = "unknown category"
+    MALFORMED_AREA = "malformed area"
     MALFORMED_BOX = "malformed box"
     NON_FINITE_BOX = "non-finite box"
     BOX_WITHOUT_AREA = "box without area"
@@ -45,6 +49,8 @@ class FaultKind(StrEnum):
 
 
 _TREATMENTS = {
+    FaultKind.NON_PORTABLE_ID: "used as it is",
+    FaultKind.MALFORMED_AREA: "the area of the box is used",
     FaultKind.RENAMED_CATEGORY: "treated as the same",
     FaultKind.UNREADABLE_IMAGE: "replaced in training, skipped in evaluation",
     FaultKind.WRONG_IMAGE_SIZE: "the size of the file is used",
@@ -75,7 +81,7 @@ class Fault(NamedTuple):
             location.append(f"image {self.image_id}")
         if self.annotation_id is not None:
             location.append(f"annotation {self.annotation_id}")
-        return f"{', '.join(location)}: {self.kind}: {self.message}"
+        return escape(f"{', '.join(location)}: {self.kind}: {self.message}")
 
 
 def count_faults(faults: Iterable[Fault]) -> dict[FaultKind, int]:

@@ -18,6 +18,7 @@ from detr_fast.data.faults import FaultKind
 Finding: TypeAlias = tuple[FaultKind, str]
 Size: TypeAlias = tuple[int, int]  # (width, height) in pixels
 
+MAX_EXACT_ID = 2**53  # larger integers are not exact in float64
 EDGE_TOLERANCE = 0.5  # pixels: boxes exceed the image by a fraction of a pixel where annotation tools round
 
 
@@ -31,6 +32,8 @@ def category_findings(entry: Any, seen: Container[int]) -> Iterator[Finding]:
         yield FaultKind.MALFORMED_CATEGORY, f'"id" must be an integer, got {_brief(identifier)}'
     elif identifier in seen:
         yield FaultKind.DUPLICATE_CATEGORY, f"category {identifier} ({_brief(name)}) is already listed"
+    else:
+        yield from _id_findings(identifier)
     if not isinstance(name, str) or not name:
         yield FaultKind.MALFORMED_CATEGORY, f'"name" must be a string, got {_brief(name)} (id {_brief(identifier)})'
 
@@ -45,6 +48,8 @@ def image_findings(entry: Any, seen: Container[int], image_dir: str) -> Iterator
         yield FaultKind.MALFORMED_IMAGE, f'"id" must be an integer, got {_brief(identifier)} ({_brief(name)})'
     elif identifier in seen:
         yield FaultKind.DUPLICATE_IMAGE, f"{_brief(name)} has the id of an earlier image"
+    else:
+        yield from _id_findings(identifier)
     if not isinstance(name, str) or not name:
         yield FaultKind.MALFORMED_IMAGE, f'"file_name" must be a string, got {_brief(name)}'
     elif _leaves_folder(name):
@@ -76,6 +81,10 @@ def annotation_findings(
         yield FaultKind.MALFORMED_ANNOTATION, f'"id" must be an integer, got {_brief(identifier)}'
     elif identifier in seen:
         yield FaultKind.DUPLICATE_ANNOTATION, "an earlier annotation has this id"
+    elif identifier <= 0:
+        yield FaultKind.NON_PORTABLE_ID, f'COCO tools take the annotation id {identifier} for "no match"; count from 1'
+    else:
+        yield from _id_findings(identifier)
     if not is_int64(image):
         yield FaultKind.MALFORMED_ANNOTATION, f'"image_id" must be an integer, got {_brief(image)}'
     elif image not in sizes:
@@ -88,6 +97,9 @@ def annotation_findings(
         yield FaultKind.UNKNOWN_CATEGORY, f"there is no category {category}"
     if entry.get("iscrowd", 0) not in (0, 1):
         yield FaultKind.MALFORMED_ANNOTATION, f'"iscrowd" must be 0 or 1, got {_brief(entry["iscrowd"])}'
+    area = entry.get("area")
+    if area is not None and not is_area(area):
+        yield FaultKind.MALFORMED_AREA, f'"area" must be a finite number of at least 0, got {_brief(area)}'
     yield from _box_findings(entry.get("bbox"), size)
 
 
@@ -100,6 +112,16 @@ def stated_size(entry: Mapping[str, Any]) -> Size | None:
 def is_int64(value: Any) -> TypeGuard[int]:
     """Return whether ``value`` is an integer of at most 64 bits."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def is_area(value: Any) -> TypeGuard[int | float]:
+    """Return whether ``value`` is a number of at least 0 that float64 represents."""
+    return _is_number(value) and 0 <= value <= sys.float_info.max
+
+
+def _id_findings(identifier: int) -> Iterator[Finding]:
+    if abs(identifier) > MAX_EXACT_ID:
+        yield FaultKind.NON_PORTABLE_ID, f'"id" {identifier} is beyond 2^53, where COCO tools round ids to float64'
 
 
 def _box_findings(box: Any, size: Size | None) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ transformed image, boxes and labels.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detr_fast.images import resize_shape
+from detr_fast.images import MAX_SIDE, is_side, resize_shape
 
 Labeled: TypeAlias = tuple[Image.Image, Tensor, Tensor]  # RGB image, boxes float32 [t,4], labels int64 [t]
+Region: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 Transform: TypeAlias = Callable[[Image.Image, Tensor, Tensor, random.Random], Labeled]
 
 
@@ -54,8 +55,16 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name in ("scales", "middle_scales"):
             sizes = getattr(self, name)
-            if not sizes or min(sizes) < 1:
-                raise ValueError(f"augmentation: {name} must contain at least one length, all above 0, got {sizes}")
+            if not isinstance(sizes, Sequence) or not sizes or not all(map(is_side, sizes)):
+                raise ValueError(
+                    f"augmentation: {name} must contain at least one length, all integers from 1 to {MAX_SIDE}, "
+                    f"got {sizes}"
+                )
+        for name in ("max_size", "middle_max_size"):
+            if getattr(self, name) is not None and not is_side(getattr(self, name)):
+                raise ValueError(
+                    f"augmentation: {name} must be an integer from 1 to {MAX_SIDE}, got {getattr(self, name)}"
+                )
         for name in ("flip", "crop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"augmentation: {name} is a probability from 0 to 1, got {getattr(self, name)}")
@@ -79,17 +88,16 @@ class Augmentation:
         if rng.random() < self.flip:
             image, boxes = _flip(image, boxes)
         if rng.random() >= 1 - self.crop:
-            image, boxes = _resize(image, boxes, rng.choice(self.middle_scales), self.middle_max_size)
-            image, boxes, labels = _crop(image, boxes, labels, self._draw_region(image, rng))
+            shorter = rng.choice(self.middle_scales)
+            size = resize_shape(image.width, image.height, shorter, self.middle_max_size)
+            image, boxes, labels = _resize_and_crop(image, boxes, labels, size, self._draw_region(size, rng))
         image, boxes = _resize(image, boxes, rng.choice(self.scales), self.max_size)
         return image, boxes, labels
 
-    def _draw_region(self, image: Image.Image, rng: random.Random) -> tuple[int, int, int, int]:
-        width, height = (
-            rng.randint(min(self.crop_min, side), min(self.crop_max, side)) for side in (image.width, image.height)
-        )
-        top = rng.randint(0, image.height - height)
-        left = rng.randint(0, image.width - width)
+    def _draw_region(self, size: tuple[int, int], rng: random.Random) -> Region:
+        width, height = (rng.randint(min(self.crop_min, side), min(self.crop_max, side)) for side in size)
+        top = rng.randint(0, size[1] - height)
+        left = rng.randint(0, size[0] - width)
         return left, top, left + width, top + height
 
 
@@ -102,15 +110,16 @@ class Resize:
         longest: maximum length of the longer side; None for no limit.
 
     Raises:
-        ValueError: ``shorter`` is below 1.
+        ValueError: An argument is out of range.
     """
 
     shorter: int = 800
     longest: int | None = 1333
 
     def __post_init__(self) -> None:
-        if self.shorter < 1:
-            raise ValueError(f"resize: shorter must be above 0, got {self.shorter}")
+        for name, side in (("shorter", self.shorter), ("longest", self.longest)):
+            if not is_side(side) and (name, side) != ("longest", None):
+                raise ValueError(f"resize: {name} must be an integer from 1 to {MAX_SIDE}, got {side}")
 
     def __call__(self, image: Image.Image, boxes: Tensor, labels: Tensor, rng: random.Random) -> Labeled:
         return *_resize(image, boxes, self.shorter, self.longest), labels
@@ -146,7 +155,17 @@ def _resize(image: Image.Image, boxes: Tensor, shorter: int, longest: int | None
     return image.resize((width, height), Image.Resampling.BILINEAR), boxes * ratio
 
 
-def _crop(image: Image.Image, boxes: Tensor, labels: Tensor, region: tuple[int, int, int, int]) -> Labeled:
+def _resize_and_crop(
+    image: Image.Image, boxes: Tensor, labels: Tensor, size: tuple[int, int], region: Region
+) -> Labeled:
+    """Crop the region of the image that a resize to ``size`` gives.
+
+    Only the region is computed: the resize of a long thin image, whose longer side may be unlimited, would take
+    memory without bound.
+    """
     left, top, right, bottom = region
-    shifted = boxes - torch.tensor([left, top, left, top])
-    return image.crop(region), *clip_boxes(shifted, labels, right - left, bottom - top)
+    across, down = image.width / size[0], image.height / size[1]  # pixels of the image per pixel after the resize
+    source = (left * across, top * down, min(right * across, image.width), min(bottom * down, image.height))
+    cropped = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=source)
+    shifted = boxes / torch.tensor([across, down] * 2) - torch.tensor([left, top, left, top])
+    return cropped, *clip_boxes(shifted, labels, right - left, bottom - top)

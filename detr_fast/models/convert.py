@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from detr_fast.checkpoints.architecture import architecture_of, to_huggingface_config
 from detr_fast.checkpoints.formats import Format, convert_classes, from_original, recognize_format, to_original
-from detr_fast.checkpoints.state_dict import CheckpointError, read_state_dict, shorten
+from detr_fast.checkpoints.state_dict import CheckpointError, read_state_dict, save_state_dict, shorten
 from detr_fast.models.detr import DETR
 
 
@@ -50,9 +49,9 @@ def convert_checkpoint(
         config = to_huggingface_config(architecture_of(state_dict), num_heads, timm=to == "huggingface_timm")
         target.mkdir(parents=True, exist_ok=True)
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file(converted, target / "model.safetensors", metadata={"format": "pt"})
+        save_state_dict(converted, target / "model.safetensors")
     elif target.suffix == ".safetensors":
-        save_file(converted, target)
+        save_state_dict(converted, target)
     else:
         torch.save({"model": converted}, target)
     classes = state_dict["class_embed.bias"].shape[0] - 1

@@ -15,12 +15,13 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from detr_fast.checkpoints.architecture import build_from_weights, from_huggingface_config
-from detr_fast.checkpoints.state_dict import CheckpointError, load_weights, read_state_dict
+from detr_fast.checkpoints.state_dict import CheckpointError, load_weights, read_state_dict, save_state_dict
 from detr_fast.models.inference import ImageInput, predict
 from detr_fast.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
 from detr_fast.models.resnet import build_backbone
 from detr_fast.models.transformer import Transformer
 
+_WEIGHTS = "model.safetensors"
 _HUB_ARGUMENTS = (
     "revision",
     "cache_dir",
@@ -256,6 +257,9 @@ class DETR(
         except JSONDecodeError as error:
             raise CheckpointError(f"{pretrained_model_name_or_path}: config.json is damaged: {error}") from error
 
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_state_dict(self.state_dict(), save_directory / _WEIGHTS)
+
     @classmethod
     def _from_pretrained(cls, *, model_id: str, config: dict[str, Any] | None = None, **kwargs: Any) -> DETR:
         hub_arguments = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
@@ -286,8 +290,8 @@ class DETR(
 
 def _weights_path(model_id: str, hub_arguments: dict[str, Any]) -> Path:
     if Path(model_id).is_dir():
-        return Path(model_id) / "model.safetensors"
-    return Path(hf_hub_download(model_id, "model.safetensors", **hub_arguments))
+        return Path(model_id) / _WEIGHTS
+    return Path(hf_hub_download(model_id, _WEIGHTS, **hub_arguments))
 
 
 def _not_found(name: str | Path) -> FileNotFoundError:

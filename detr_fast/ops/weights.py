@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -34,8 +35,7 @@ class MatchWeights:
     def __post_init__(self) -> None:
         _one_of("class_cost", self.class_cost, ("softmax", "focal"))
         _one_of("l1_format", self.l1_format, ("cxcywh", "xyxy"))
-        _is_eps("focal_eps", self.focal_eps)
-        _is_eps("giou_eps", self.giou_eps)
+        _check_numbers(self)
 
     @classmethod
     def detr(cls) -> MatchWeights:
@@ -96,7 +96,7 @@ class LossWeights:
     def __post_init__(self) -> None:
         _one_of("class_loss", self.class_loss, ("softmax", "focal", "varifocal", "ia_bce"))
         _one_of("normalizer", self.normalizer, ("targets", "matched"))
-        _is_eps("giou_eps", self.giou_eps)
+        _check_numbers(self)
 
     @classmethod
     def detr(cls) -> LossWeights:
@@ -146,11 +146,21 @@ class LossWeights:
 _SMALLEST_EPS = 1e-30  # far enough from the smallest normal float32 that no backend rounds with it differently
 
 
+def _check_numbers(weights: MatchWeights | LossWeights) -> None:
+    for field in fields(weights):
+        value = getattr(weights, field.name)
+        if isinstance(value, str):
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"{field.name} must be a finite number, got {value!r}")
+        if value < 0 or (value == 0 and field.name == "box_scale"):
+            raise ValueError(
+                f"{field.name} must be {'above' if field.name == 'box_scale' else 'at least'} 0, got {value}"
+            )
+        if field.name.endswith("_eps") and 0 < value < _SMALLEST_EPS:
+            raise ValueError(f"{field.name} must be 0 or at least {_SMALLEST_EPS}, got {value}")
+
+
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _is_eps(field: str, value: float) -> None:
-    if value != 0 and not value >= _SMALLEST_EPS:
-        raise ValueError(f"{field} must be 0 or at least {_SMALLEST_EPS}, got {value}")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from detr_fast.data.transforms import Augmentation
+from detr_fast.images import MAX_SIDE, is_side
 from detr_fast.ops.weights import LossWeights, MatchWeights
+
+MAX_SEED = 2**32 - 1  # of NumPy
 
 
 class ConfigError(ValueError):
@@ -47,6 +53,9 @@ class ModelConfig:
     weights: str | None = None
     backbone_weights: str | None = None
 
+    def __post_init__(self) -> None:
+        _check_types(self, "model.")
+
 
 @dataclass
 class DataConfig:
@@ -78,7 +87,12 @@ class DataConfig:
     eval_max_size: int | None = 1333
 
     def __post_init__(self) -> None:
-        _check_minimum(self, "data.", batch_size=1, num_workers=0, eval_size=1, eval_max_size=1)
+        _check_types(self, "data.")
+        _check_minimum(self, "data.", batch_size=1, num_workers=0)
+        for name in ("eval_size", "eval_max_size"):
+            value = getattr(self, name)
+            if value is not None and not is_side(value):
+                raise ConfigError(f"data.{name} must be from 1 to {MAX_SIDE} pixels, got {value}")
 
 
 @dataclass
@@ -112,6 +126,7 @@ class OptimConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        _check_types(self, "optim.")
         _check_minimum(self, "optim.", lr=0, backbone_lr=0, weight_decay=0, clip_norm=0)
         _check_minimum(self, "optim.", drop_epoch=0, warmup_steps=0, accumulate=1)
         if not 0 <= self.ema_decay < 1:
@@ -159,12 +174,38 @@ class TrainConfig:
     log_every: int = 20
 
     def __post_init__(self) -> None:
-        _check_minimum(self, "", epochs=1, eval_every=1, checkpoint_every=0, checkpoint_steps=0, log_every=1)
+        _check_types(self, "")
+        _check_minimum(self, "", epochs=1, eval_every=1, checkpoint_every=0, checkpoint_steps=0, log_every=1, seed=0)
+        if self.seed > MAX_SEED:
+            raise ConfigError(f"seed must be at most {MAX_SEED}, got {self.seed}")
+
+
+def as_plain_data(config: TrainConfig) -> dict[str, Any]:
+    """Convert the configuration to plain data for YAML, which ``--config`` reads."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def _check_types(config: Any, prefix: str) -> None:
+    """Raise ConfigError for an option whose value is not of the annotated type."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+        if not any(_is_of_type(value, kind) for kind in kinds):
+            expected = hint.__name__ if isinstance(hint, type) else " or ".join(map(str, get_args(hint)))
+            raise ConfigError(f"{prefix}{name} must be {expected}, got {value!r}")
+
+
+def _is_of_type(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 def _check_minimum(config: Any, prefix: str, **minimums: int) -> None:
-    """Raise ConfigError for an option below its minimum; None is no number and accepted."""
+    """Raise ConfigError for an option that is not finite or below its minimum."""
     for name, minimum in minimums.items():
         value = getattr(config, name)
-        if value is not None and not value >= minimum:  # NaN fails the comparison
+        if not minimum <= value < math.inf:  # NaN fails the comparison
             raise ConfigError(f"{prefix}{name} must be at least {minimum}, got {value}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from faster_coco_eval import COCO, COCOeval_faster
+from hotcoco import COCO, COCOeval
 
 from detr_fast.data import Batch, Category, CocoDetection, Resize
 from detr_fast.models import DETR, postprocess
@@ -42,17 +43,18 @@ def detect(
     Args:
         model: A model whose output has ``pred_logits`` and ``pred_boxes``.
         batches: Batches of images of the data set.
-        dataset: The data set, to whose category ids labels are mapped.
+        dataset: The data set.
         accelerator: Determines the device and the precision.
         should_stop: Called before each batch.
 
     Returns:
-        The K detections, float64 [K,7]: image id, x, y, width, height in pixels, score, category id.
+        The K detections, float64 [K,7]: index of the image in the data set, x, y, width, height in pixels, score,
+        label.
 
     Raises:
         EvaluationStopped: ``should_stop`` returned True.
     """
-    category_ids = torch.tensor([category.id for category in dataset.categories])
+    indices = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
     was_training = model.training
     model.eval()
     rows = [torch.zeros(0, 7, dtype=torch.float64)]
@@ -68,8 +70,8 @@ def detect(
         for image_id, result in zip(batch.image_ids, results, strict=True):
             boxes, scores, labels = (result[key].cpu().double() for key in ("boxes", "scores", "labels"))
             xywh = torch.cat((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), 1)
-            ids = torch.full_like(scores, image_id)
-            rows.append(torch.column_stack((ids, xywh, scores, category_ids[labels.long()].double())))
+            images = torch.full_like(scores, indices[image_id])
+            rows.append(torch.column_stack((images, xywh, scores, labels)))
     model.train(was_training)
     return torch.cat(rows).numpy()
 
@@ -78,28 +80,73 @@ def coco_metrics(ground_truth: dict[str, Any], detections: np.ndarray) -> dict[s
     """Compute the bounding box metrics of COCO.
 
     Args:
-        ground_truth: A COCO data set with ``images``, ``annotations`` (crowd regions included) and ``categories``.
-        detections: The K detections of all images, [K,7] as :func:`detect` returns them.
+        ground_truth: A COCO data set with ``images``, ``annotations`` (crowd regions included) and ``categories``. Its
+            ids may be any integers that differ as float64.
+        detections: The K detections of all images, [K,7]: image id, x, y, width, height in pixels, score, category id.
+            Detections of categories that the data set does not list are ignored.
 
     Returns:
         The twelve metrics by the names in :data:`METRICS`, and ``"classes"``: AP by category name. As in pycocotools,
         a metric without any ground truth is -1.
+
+    Raises:
+        ValueError: A detection is of an image that the data set does not list, or ids do not differ as float64.
     """
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(ground_truth)
-        results = truth.loadRes(detections)
-        evaluation = COCOeval_faster(truth, results, iouType="bbox")
-        evaluation.run()
-    metrics: dict[str, Any] = {
-        name: float(value) for name, value in zip(METRICS, evaluation.stats[: len(METRICS)], strict=True)
+    detections = np.asarray(detections, dtype=np.float64).reshape(-1, 7)
+    numbers = []
+    for section, column in (("images", 0), ("categories", 6)):
+        ids = [float(entry["id"]) for entry in ground_truth[section]]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"the ids of {section} must differ as float64")
+        lookup = {identifier: number for number, identifier in enumerate(ids)}
+        numbers.append(np.array([lookup.get(value, -1) for value in detections[:, column].tolist()], dtype=np.float64))
+    images, categories = numbers
+    if (images < 0).any():
+        raise ValueError(f"the data set lists no image {detections[images < 0][0, 0]:.0f}, which has a detection")
+    return _metrics(ground_truth, np.column_stack((images, detections[:, 1:6], categories)))
+
+
+def _metrics(ground_truth: dict[str, Any], detections: np.ndarray) -> dict[str, Any]:
+    """Compute the metrics of detections with the index of the image and of the category instead of their ids.
+
+    Evaluators handle ids in float64, and some take the id 0 for a box without a match, so that they get numbers from 1.
+    Those of images are in the order of their ids, which decides between detections of equal score.
+    """
+    images, categories = ground_truth["images"], ground_truth["categories"]
+    image_numbers = {image: number for number, image in enumerate(sorted(image["id"] for image in images), 1)}
+    category_numbers = {category["id"]: number for number, category in enumerate(categories, 1)}
+    annotations = [
+        {
+            **annotation,
+            "id": number,
+            "image_id": image_numbers[annotation["image_id"]],
+            "category_id": category_numbers[annotation["category_id"]],
+        }
+        for number, annotation in enumerate(ground_truth["annotations"], 1)
+        if annotation["image_id"] in image_numbers and annotation["category_id"] in category_numbers
+    ]
+    numbered = {
+        "images": [{"id": number} for number in image_numbers.values()],
+        "annotations": annotations,
+        "categories": [{"id": number, "name": str(number)} for number in category_numbers.values()],
     }
+    listed = detections[detections[:, 6] >= 0]
+    listed[:, 0] = np.array([image_numbers[image["id"]] for image in images])[listed[:, 0].astype(np.int64)]
+    listed[:, 6] += 1
+    with contextlib.redirect_stdout(io.StringIO()):  # the evaluator prints the metrics
+        truth = COCO(numbered)
+        evaluation = COCOeval(truth, truth.load_res(listed), "bbox")
+        evaluation.run()
+    metrics: dict[str, Any] = {name: float(value) for name, value in zip(METRICS, evaluation.stats, strict=True)}
+    assert evaluation.eval is not None
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class], all sizes
-    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    names = Counter(category["name"] for category in categories)
     metrics["classes"] = {}
-    for k, category_id in enumerate(evaluation.params.catIds):
+    for k, category in enumerate(categories):
         values = precision[:, :, k]
         values = values[values > -1]
-        metrics["classes"][names[category_id]] = float(values.mean()) if values.size else -1.0
+        name = category["name"] if names[category["name"]] == 1 else f"{category['name']} ({category['id']})"
+        metrics["classes"][name] = float(values.mean()) if values.size else -1.0
     return metrics
 
 
@@ -117,8 +164,21 @@ def evaluate(
     """
     local = detect(model, batches, dataset, accelerator, should_stop=should_stop)
     detections = np.concatenate(gather_object([local]))
-    metrics = [coco_metrics(dataset.ground_truth(), detections) if accelerator.is_main_process else {}]
+    metrics = [_dataset_metrics(dataset, detections) if accelerator.is_main_process else {}]
     return broadcast_object_list(metrics)[0]
+
+
+def _dataset_metrics(dataset: CocoDetection, detections: np.ndarray) -> dict[str, Any]:
+    """Compute the metrics of detections with the index of the image in the data set and the label."""
+    truth = dataset.ground_truth()  # also lists images without a file, and perhaps other categories than the model has
+    image_index = {image["id"]: index for index, image in enumerate(truth["images"])}
+    category_index = {category["id"]: index for index, category in enumerate(truth["categories"])}
+    images = np.array([image_index[image_id] for image_id in dataset.image_ids])
+    categories = np.array([category_index.get(category.id, -1) for category in dataset.categories])
+    indexed = detections.copy()
+    indexed[:, 0] = images[detections[:, 0].astype(np.int64)]
+    indexed[:, 6] = categories[detections[:, 6].astype(np.int64)]
+    return _metrics(truth, indexed)
 
 
 def evaluate_model(

@@ -7,9 +7,30 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from detr_fast.data import Category
 from detr_fast.models import DETR, CheckpointError, build_detr, load_backbone_weights
 from detr_fast.training.config import ConfigError, DataConfig, ModelConfig
+from detr_fast.training.files import synchronize, synchronize_directory
+
+
+def check_model(config: ModelConfig) -> None:
+    """Check the options of the model without memory for its weights, before any data are read.
+
+    Args:
+        config: The options of the model.
+
+    Raises:
+        ConfigError: An option is out of range.
+    """
+    shallow = {name: min(getattr(config, name), 1) for name in ("num_encoder_layers", "num_decoder_layers")}
+    arguments = {name: value for name, value in asdict(config).items() if name not in ("weights", "backbone_weights")}
+    try:
+        with torch.device("meta"):
+            DETR(**arguments | shallow)
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:  # PyTorch's for sizes beyond 64 bits
+        raise ConfigError(f"model: {error}") from error
 
 
 def build_model(config: ModelConfig, data: DataConfig, categories: Sequence[Category]) -> DETR:
@@ -40,7 +61,7 @@ def build_model(config: ModelConfig, data: DataConfig, categories: Sequence[Cate
         )
     except CheckpointError:
         raise
-    except ValueError as error:
+    except (MemoryError, RuntimeError, ValueError) as error:  # PyTorch fails to allocate with a RuntimeError
         raise ConfigError(f"model: {error}") from error
     if backbone_weights is not None:
         load_backbone_weights(model, backbone_weights)
@@ -52,9 +73,12 @@ def save_model(model: DETR, directory: Path) -> None:
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
+    for file in partial.iterdir():
+        synchronize(file)
     old = directory.with_name(directory.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
         directory.rename(old)
     partial.rename(directory)
+    synchronize_directory(directory.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.faults import raise_faults
-from detr_fast.training.run_checkpoint import write_atomically
+from detr_fast.training.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

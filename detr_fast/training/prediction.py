@@ -15,7 +15,7 @@ from tqdm import tqdm
 from detr_fast.drawing import draw_boxes
 from detr_fast.images import ImageError, read_image
 from detr_fast.models import DETR
-from detr_fast.training.run_checkpoint import write_atomically
+from detr_fast.training.files import write_atomically
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from detr_fast.checkpoints.state_dict import CheckpointError
+from detr_fast.checkpoints.state_dict import CheckpointError, verify_checksums
+from detr_fast.training.files import synchronize_directory
+from detr_fast.training.state import check_state
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         if path.name == LAST and path.exists():
             path.replace(path.with_name(PREVIOUS))
         partial.replace(path)
+        synchronize_directory(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
         with suppress(OSError):
             partial.unlink()
@@ -56,16 +59,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         path: The checkpoint.
 
     Raises:
-        CheckpointError: The file is missing, damaged, or not the checkpoint of a run.
+        CheckpointError: The file is missing or damaged (a single flipped bit is found), or is not the checkpoint of a
+            run.
     """
     try:
+        verify_checksums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint {path}") from error
     except Exception as error:  # the exceptions of torch.load for a broken file are not specified
         raise CheckpointError(f"{path} is damaged or not a checkpoint: {error}") from error
-    if not isinstance(state, dict) or not {"model", "progress"} <= state.keys():
-        raise CheckpointError(f"{path} is not a checkpoint of a training run")
+    try:
+        check_state(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is not a complete checkpoint of a training run: {error}") from error
     return state
 
 
@@ -98,17 +105,9 @@ def load_latest(directory: Path) -> dict[str, Any] | None:
     raise CheckpointError("none of the checkpoints can be read: " + "; ".join(failures))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text to a temporary file and rename it, so that ``path`` is never incomplete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
 def _recency(path: Path) -> tuple[int, int]:
     order = {LAST: 2, PREVIOUS: 1}
-    return order.get(path.name, 0), path.stat().st_mtime_ns
+    return order.get(path.name, 0), path.lstat().st_mtime_ns  # a link may point nowhere
 
 
 def _root_cause(error: BaseException) -> BaseException:

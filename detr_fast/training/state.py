@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.models import DETR
@@ -93,7 +95,7 @@ class RunState:
         """Restore the state that :meth:`state_dict` returned.
 
         Args:
-            state: The state.
+            state: The state, which :func:`check_state` accepts.
 
         Raises:
             CheckpointError: The state does not fit the configuration.
@@ -102,8 +104,8 @@ class RunState:
             self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            self._load_optimizer(state["optimizer"])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint was written with another configuration: {error}; resume with the "
                 "config.yaml of the run, or choose another output directory"
@@ -115,6 +117,20 @@ class RunState:
         ranks = state["random"]
         set_random_state(ranks[self.accelerator.process_index % len(ranks)])
 
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Restore the moments; learning rates, weight decay and the like are those of the configuration."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        if [group["params"] for group in state["param_groups"]] != [group["params"] for group in groups]:
+            raise ValueError("its optimizer has other groups of parameters")
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for index, moments in state["state"].items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if moments[name].shape != parameters[index].shape:  # PyTorch accepts other shapes
+                    raise ValueError(f"the optimizer's {name} of parameter {index} is {list(moments[name].shape)}")
+            if moments["step"].numel() != 1:
+                raise ValueError(f"the optimizer's step of parameter {index} is no number")
+        self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+
     def _set_schedule(self, step: int) -> None:
         # The learning rates follow from the step and this schedule, which may be longer than the saved one.
         self.scheduler.last_epoch = step
@@ -124,6 +140,71 @@ class RunState:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self.scheduler._last_lr = rates
+
+
+def check_state(state: Any) -> None:
+    """Check the parts of a state that do not depend on the configuration of the run.
+
+    Args:
+        state: What a checkpoint contains.
+
+    Raises:
+        CheckpointError: The state lacks a part, or a part is malformed.
+    """
+    if not isinstance(state, dict):
+        raise CheckpointError(f"it contains a {type(state).__name__}")
+    missing = sorted(_PARTS.keys() - state.keys())
+    if missing:
+        raise CheckpointError(f"it has no {', '.join(missing)}")
+    for name, is_valid in _PARTS.items():
+        try:
+            valid = is_valid(state[name])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            valid = False
+        if not valid:
+            raise CheckpointError(f"its part {name} is malformed")
+
+
+def _is_state_dict(part: Any) -> bool:
+    return bool(part) and all(isinstance(n, str) and isinstance(value, Tensor) for n, value in part.items())
+
+
+def _is_progress(part: Any) -> bool:
+    progress = Progress(**part)
+    counts = (progress.epoch, progress.samples, progress.step)
+    return (
+        all(_is_count(count) for count in counts)
+        and -1 <= progress.best_ap <= 1
+        and 0 <= progress.seconds < float("inf")
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_random(part: Any) -> bool:
+    for state in part:
+        random.Random().setstate(state["python"])
+        np.random.RandomState().set_state(_numpy_state(state))
+        torch.Generator().set_state(state["torch"])
+        if not all(isinstance(device, Tensor) for device in state["cuda"]):
+            return False
+    return isinstance(part, list) and bool(part)
+
+
+# What each part of a checkpoint has to satisfy, apart from fitting the model of the run.
+_PARTS: dict[str, Callable[[Any], bool]] = {
+    "model": _is_state_dict,
+    "ema": lambda part: part is None or _is_state_dict(part),
+    "optimizer": lambda part: isinstance(part["state"], dict) and isinstance(part["param_groups"], list),
+    "scheduler": lambda part: _is_count(part["last_epoch"]),
+    "scaler": lambda part: part is None or isinstance(part, dict),
+    "progress": _is_progress,
+    "random": _is_random,
+    "config": lambda part: isinstance(part, dict),
+    "data": lambda part: isinstance(part, dict),
+}
 
 
 def random_state() -> dict[str, Any]:
@@ -140,8 +221,12 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: dict[str, Any]) -> None:
     """Restore the states that :func:`random_state` returned."""
     random.setstate(state["python"])
-    algorithm, keys, *rest = state["numpy"]
-    np.random.set_state((algorithm, keys.numpy().astype(np.uint32), *rest))
+    np.random.set_state(_numpy_state(state))
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _numpy_state(state: dict[str, Any]) -> tuple[Any, ...]:
+    algorithm, keys, *rest = state["numpy"]
+    return algorithm, keys.numpy().astype(np.uint32), *rest

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any
@@ -15,19 +15,21 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from safetensors import SafetensorError
 from tqdm import tqdm
 
 from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.criterion import SetCriterion
 from detr_fast.data import Batch, Resize
-from detr_fast.training.config import TrainConfig
+from detr_fast.training.config import ConfigError, TrainConfig, as_plain_data
 from detr_fast.training.evaluation import EvaluationStopped, evaluate
+from detr_fast.training.files import OutputLock, write_atomically
 from detr_fast.training.loading import build_eval_data, build_train_data
-from detr_fast.training.model import build_model, save_model
+from detr_fast.training.model import build_model, check_model, save_model
 from detr_fast.training.monitor import LossMonitor, MetricsLog, TrainingError
-from detr_fast.training.run_checkpoint import BEST, LAST, load_latest, save_checkpoint, write_atomically
+from detr_fast.training.resume import REMEDY, check_resumed
+from detr_fast.training.run_checkpoint import BEST, LAST, load_latest, save_checkpoint
 from detr_fast.training.signals import Stopped, StopSignal
 from detr_fast.training.state import RunState
 
@@ -44,15 +46,17 @@ class Trainer:
     Raises:
         DataError: The data sets cannot be used.
         CheckpointError: The output directory contains a run and ``resume`` is False, or none of its checkpoints can be
-            read, or the weights to start from cannot be loaded.
-        ConfigError: An option of the model is out of range.
+            read, or another process is writing to it, or the weights to start from cannot be loaded.
+        ConfigError: An option of the model is out of range, or the output directory cannot be written to.
         FileNotFoundError: The weights to start from do not exist.
     """
 
     def __init__(self, config: TrainConfig, *, resume: bool = False) -> None:
         self.config = config
         self.output = Path(config.output)
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
+        check_model(config.model)
+        self.accelerator = _build_accelerator(config)
+        self._lock = self._lock_output()
         saved = self._saved_state(resume)
         self.data = build_train_data(config.data, self.accelerator, seed=config.seed)
         self.val_dataset, self.val_loader = build_eval_data(
@@ -68,13 +72,17 @@ class Trainer:
         self._describe_data()
 
         set_seed(config.seed)
-        model = build_model(config.model, config.data, self.data.dataset.categories)
+        architecture = config.model
+        if saved is not None:  # the weights to start from are not needed again
+            architecture = replace(architecture, weights=None, backbone_weights=None)
+        model = build_model(architecture, config.data, self.data.dataset.categories)
         self.criterion = SetCriterion(config.match, config.loss)
         steps_per_epoch = math.ceil(len(self.data) / config.optim.accumulate)
         self.state = RunState(model, config, self.accelerator, steps_per_epoch=steps_per_epoch)
         self.monitor = LossMonitor()
         self.stop = StopSignal()
         if saved is not None:
+            self._check_data(saved)
             self.state.load(saved)
             self._say(f"resuming in epoch {self.state.progress.epoch + 1}, after step {self.state.progress.step}")
 
@@ -89,6 +97,15 @@ class Trainer:
             TrainingError: A loss is not finite.
             CheckpointError: The last checkpoint could not be written.
         """
+        if self._lock is None:
+            return self._run()
+        self._lock.acquire()
+        try:
+            return self._run()
+        finally:
+            self._lock.release()
+
+    def _run(self) -> dict[str, Any]:
         progress, config = self.state.progress, self.config
         if self.accelerator.is_main_process:
             write_atomically(self.output / "config.yaml", yaml.safe_dump(as_plain_data(config), sort_keys=False))
@@ -212,7 +229,7 @@ class Trainer:
     def _save(self, name: str, *, must: bool = False) -> None:
         """Write a checkpoint; a failure raises CheckpointError if ``must``, and else is logged only."""
         self.monitor.check()  # weights after a loss that is not finite are never saved
-        state = self.state.state_dict()
+        state = self.state.state_dict() | {"config": as_plain_data(self.config), "data": self._data_digests()}
         if not self.accelerator.is_main_process:
             return
         try:
@@ -222,18 +239,49 @@ class Trainer:
                 raise
             logger.warning("%s; training continues, and a checkpoint is written again later", error)
 
+    def _lock_output(self) -> OutputLock | None:
+        """Lock the output directory; the rank that writes to it does so, and all ranks learn whether it could."""
+        lock = None
+        refused: list[Exception | None] = [None]
+        if self.accelerator.is_main_process:
+            try:
+                lock = OutputLock(self.output)
+            except (CheckpointError, ConfigError) as error:
+                refused = [error]
+        broadcast_object_list(refused)
+        if refused[0] is not None:
+            raise refused[0]
+        return lock
+
     def _saved_state(self, resume: bool) -> dict[str, Any] | None:
         directory = self.output / "checkpoints"
         if resume:
             saved = load_latest(directory)
             if saved is None:
                 self._say(f"{directory} contains no checkpoint yet; starting from the beginning")
+                return None
+            changes = check_resumed(saved, self.config, num_ranks=self.accelerator.num_processes)
+            if changes:
+                self._say(f"resuming with other settings: {', '.join(changes)}")
             return saved
         if any(directory.glob("*.pt")):
             raise CheckpointError(
                 f"{self.output} already contains a run; continue it with --resume, or choose another --output"
             )
         return None
+
+    def _data_digests(self) -> dict[str, str]:
+        return {"train": self.data.dataset.digest(), "val": self.val_dataset.digest()}
+
+    def _check_data(self, saved: dict[str, Any]) -> None:
+        """Raise CheckpointError if the data sets are not those of the run."""
+        digests = self._data_digests()
+        changed = [name for name in digests if digests[name] != saved["data"].get(name)]
+        if changed:
+            raise CheckpointError(
+                f"the annotations or the images of the data set {' and '.join(changed)} have changed since the run was "
+                f"started; {REMEDY}"
+            )
 
     def _stop_if_asked(self, *, synchronized: bool) -> None:
         asked = self.stop.received is not None
@@ -263,9 +311,11 @@ class Trainer:
             tqdm.write(text)
 
 
-def as_plain_data(config: TrainConfig) -> dict[str, Any]:
-    """Convert the configuration to plain data for YAML, which ``--config`` reads."""
-    return json.loads(json.dumps(asdict(config)))
+def _build_accelerator(config: TrainConfig) -> Accelerator:
+    try:
+        return Accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
+    except ValueError as error:  # the device does not support the precision
+        raise ConfigError(f"mixed_precision: {error}") from error
 
 
 class _Clock:

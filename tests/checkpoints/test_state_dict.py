@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from detr_fast import DETR, detr_resnet18
+from detr_fast.checkpoints.state_dict import save_state_dict
 from detr_fast.models import CheckpointError, build_backbone, load_backbone_weights, load_weights, read_state_dict
 
 CATEGORIES = [{"id": 17, "name": "cat"}, {"id": 90, "name": "dög"}, {"id": 3, "name": "car"}]
@@ -248,3 +249,16 @@ def test_factories_name_what_is_no_checkpoint(tmp_path, monkeypatch):
     torch.save(build_backbone("resnet18").state_dict(), tmp_path / "backbone.pth")
     with pytest.raises(CheckpointError, match="no class head"):
         detr_resnet18(weights=tmp_path / "backbone.pth")
+
+
+def test_a_checksum_is_written_and_files_without_one_are_read(tmp_path, state_dict):
+    from safetensors import safe_open
+
+    state_dict |= {"scalar": torch.tensor(3.0), "half": torch.randn(3).half(), "flags": torch.tensor([True, False])}
+    save_state_dict(state_dict, tmp_path / "with.safetensors")
+    with safe_open(tmp_path / "with.safetensors", framework="pt") as file:
+        assert file.metadata().keys() == {"format", "sha256"}
+    save_file(state_dict, tmp_path / "without.safetensors")
+    for name in ("with", "without"):
+        found = read_state_dict(tmp_path / f"{name}.safetensors")
+        assert all(torch.equal(found[key], value) for key, value in state_dict.items())

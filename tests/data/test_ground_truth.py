@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from detr_fast.data import CocoDetection, DataError, Resize
+from detr_fast.data import CocoDetection, DataError, FaultKind, Resize, check_dataset
 from detr_fast.data.annotations import read_ground_truth
 
 
@@ -38,3 +38,12 @@ def test_an_unusable_file_is_an_error(folder: Any) -> None:
     folder.file.write_text("{}")
     with pytest.raises(DataError, match="has no list"):
         read_ground_truth(folder.file, folder.images)
+
+
+@pytest.mark.parametrize("area", [10**400, -1, float("nan"), float("inf"), "80", True])
+def test_a_malformed_area_is_reported_and_replaced(folder: Any, area: Any) -> None:
+    folder.content["annotations"][0]["area"] = area
+    folder.write()
+    (fault,) = check_dataset(folder.images, folder.file)
+    assert (fault.kind, fault.annotation_id) == (FaultKind.MALFORMED_AREA, 1)
+    assert read_ground_truth(folder.file, folder.images)["annotations"][0]["area"] == 120.0

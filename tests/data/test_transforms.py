@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from detr_fast.data import Augmentation, Resize
-from detr_fast.data.transforms import clip_boxes
+from detr_fast.data.transforms import _resize_and_crop, clip_boxes
 
 
 def _blank(width: int, height: int) -> tuple[Image.Image, torch.Tensor, torch.Tensor]:
@@ -155,3 +155,49 @@ def test_clip_boxes_drops_what_has_no_area() -> None:
 def test_bad_settings(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Augmentation(**fields)
+
+
+def test_long_thin_images_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image of 20000 x 1 with an intermediate size of 600 would be 12000000 x 600."""
+    sizes = []
+    resize = Image.Image.resize
+
+    def record(self: Image.Image, size: tuple[int, int], *args: object, **options: object) -> Image.Image:
+        sizes.append(size)
+        return resize(self, size, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", record)
+    augment, rng = Augmentation(), random.Random(0)
+    for shape in ((20000, 1), (1, 20000), (2000, 1)):
+        for _ in range(5):
+            augment(*_blank(*shape), rng)
+    assert len(sizes) > 15
+    assert max(width * height for width, height in sizes) <= 1333 * 800
+
+
+def test_the_crop_is_that_of_the_resized_image() -> None:
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (90, 130, 3)).astype(np.uint8))
+    size, region = (520, 360), (100, 7, 484, 360)
+    cropped, *_ = _resize_and_crop(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), size, region)
+    expected = image.resize(size, Image.Resampling.BILINEAR).crop(region)
+    assert np.abs(np.asarray(cropped).astype(int) - np.asarray(expected).astype(int)).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_size": 0},
+        {"max_size": -5},
+        {"middle_max_size": 0},
+        {"scales": (10**9,)},
+        {"scales": (1.5,)},
+        {"scales": 3},
+    ],
+)
+def test_lengths_out_of_range_are_refused_by_name(options: dict[str, object]) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=f"augmentation: {name} must"):
+        Augmentation(**options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="resize: longest must be an integer from 1"):
+        Resize(32, 0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from detr_fast.training import OptimConfig, TrainingError, coco_metrics
+from detr_fast.training import ConfigError, OptimConfig, TrainingError, coco_metrics
 from detr_fast.training.monitor import LossMonitor, MetricsLog, read_metrics
 from detr_fast.training.optim import build_ema, build_optimizer, build_scheduler
 from detr_fast.training.state import random_state, set_random_state
@@ -148,3 +148,17 @@ def test_random_states_come_back(tmp_path):
     expected = draw()
     set_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
     assert draw() == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": "fast"}, "optim.lr must be float, got 'fast'"),
+        ({"accumulate": 1.5}, "optim.accumulate must be int, got 1.5"),
+        ({"accumulate": True}, "optim.accumulate must be int, got True"),
+        ({"schedule": "linear"}, "optim.schedule must be step or cosine, got 'linear'"),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused_by_name(options, message):
+    with pytest.raises(ConfigError, match=message):
+        OptimConfig(**options)

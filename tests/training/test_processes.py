@@ -16,9 +16,9 @@ import pytest
 import torch
 import yaml
 
+from detr_fast.training.config import as_plain_data
 from detr_fast.training.monitor import read_metrics
 from detr_fast.training.run_checkpoint import load_checkpoint
-from detr_fast.training.trainer import as_plain_data
 
 pytestmark = pytest.mark.slow
 
