@@ -69,9 +69,15 @@ def sanitize(tool: str) -> Check:
 
 
 def launch_kernels(device: torch.device) -> None:
-    """Run the Triton backend of each op on the small cases, forward and backward."""
-    for _, case in small_cases(device, only=[name for name, op in OPS.items() if "triton" in op.backends]):
-        case.implementations["triton"](case.inputs()).call()
+    """Run the Triton backend of each op on the small cases, forward and backward, and with deterministic algorithms."""
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    try:
+        for deterministic in (False, True):
+            torch.use_deterministic_algorithms(deterministic, warn_only=True)
+            for _, case in small_cases(device, only=[name for name, op in OPS.items() if "triton" in op.backends]):
+                case.implementations["triton"](case.inputs()).call()
+    finally:
+        torch.use_deterministic_algorithms(was_deterministic)
     raise_faults()
 
 

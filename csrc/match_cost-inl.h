@@ -52,10 +52,10 @@ void read_boxes(const Predictions<T>& boxes, int64_t layer, int64_t image, T sca
 template <typename T>
 void softmax_rows(const Predictions<T>& logits, int64_t layer, int64_t image, T* scratch, T* top, T* inverse_sum) {
   const int64_t width = padded_scores(logits.width);
-  std::fill(scratch + logits.width, scratch + width, T(kPaddingScore));
   for (int64_t q = 0; q < logits.queries; ++q) {
     const T* row = logits.row(layer, image, q);
     std::copy(row, row + logits.width, scratch);
+    std::fill(scratch + logits.width, scratch + width, T(kPaddingScore));
     inverse_sum[q] = 1 / softmax_sum(scratch, width, &top[q]);
   }
 }

@@ -105,18 +105,21 @@ inline ValueAndSlope positive_term(double x, double iou, const LossOptions& opti
   return {cross_entropy(quality), s.p - quality};
 }
 
-// The cross-entropy of a padded row and a label. Where `grad` is given, writes upstream times the gradient there.
+// The cross-entropy of `n` logits and a label; `row` has room for the padded row. Where `grad` is given, writes
+// upstream times the gradient there, [n].
 template <typename T>
-double cross_entropy(const T* row, int64_t n, int64_t label, T upstream, T* grad) {
+double cross_entropy(const T* logits, int64_t n, int64_t label, T upstream, std::vector<T>* row, T* grad) {
+  T* const exponentials = row->data();
+  std::copy(logits, logits + n, exponentials);
+  std::fill(exponentials + n, exponentials + row->size(), T(kPaddingScore));
   T top;
-  const T sum = softmax_sum(row, n, &top);
+  const T sum = softmax_sum(exponentials, row->size(), &top);
   if (grad != nullptr) {
     const T scale = upstream / sum;
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) grad[i] = scale * exp_of(row[i] - top);
+    for (int64_t i = 0; i < n; ++i) grad[i] = scale * exponentials[i];
     grad[label] -= upstream;
   }
-  return std::log(static_cast<double>(sum)) + (static_cast<double>(top) - static_cast<double>(row[label]));
+  return std::log(static_cast<double>(sum)) + (static_cast<double>(top) - static_cast<double>(logits[label]));
 }
 
 // A predicted box (cx, cy, width, height) and its target: L1 and GIoU with their gradients, and IoU.
@@ -173,17 +176,15 @@ struct LayerLoss {
 
   // The sum of the cross-entropies. Where `grad` is given, writes upstream times the gradient there, [B,Q,C].
   double cross_entropies(double upstream, T* grad) const {
-    const int64_t width = logits.width, padded_width = padded_scores(width);
-    std::vector<T> row(padded_width, T(kPaddingScore)), slope(grad == nullptr ? 0 : padded_width);
+    const int64_t width = logits.width;
+    std::vector<T> row(padded_scores(width));
     double total = 0;
     for (int64_t query = 0; query < num_queries(); ++query) {
-      std::copy(scores(query), scores(query) + width, row.begin());
       const bool matched = target[query] >= 0;
       const int64_t label = matched ? targets.labels[target[query]] : width - 1;
       const double weight = matched ? 1 : options.no_object;
-      total += weight * cross_entropy(row.data(), padded_width, label, static_cast<T>(upstream * weight),
-                                      grad == nullptr ? nullptr : slope.data());
-      if (grad != nullptr) std::copy(slope.begin(), slope.begin() + width, grad + query * width);
+      total += weight * cross_entropy(scores(query), width, label, static_cast<T>(upstream * weight), &row,
+                                      grad == nullptr ? nullptr : grad + query * width);
     }
     return total;
   }

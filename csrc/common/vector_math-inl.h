@@ -103,15 +103,15 @@ constexpr int64_t kLanes = 16;
 constexpr float kPaddingScore = -std::numeric_limits<float>::infinity();
 inline int64_t padded_scores(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
 
-// The greatest of n scores, n a multiple of kLanes, and the sum of e^(score - greatest).
+// Replaces n scores, n a multiple of kLanes, by e^(score - greatest), and returns the sum of these.
 template <typename T>
-DETR_FAST_INLINE T softmax_sum(const T* scores, int64_t n, T* greatest) {
+DETR_FAST_INLINE T softmax_sum(T* scores, int64_t n, T* greatest) {
   T top = scores[0];
 #pragma omp simd reduction(max : top)
   for (int64_t i = 0; i < n; ++i) top = scores[i] > top ? scores[i] : top;
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += exp_of(scores[i] - top);
+  for (int64_t i = 0; i < n; ++i) sum += scores[i] = exp_of(scores[i] - top);
   *greatest = top;
   return sum;
 }

@@ -241,8 +241,11 @@ def test_integers_of_any_type_are_accepted():
     assert torch.equal(ops.batch_linear_sum_assignment(cost, torch.tensor([1, 2]), groups=2), expected)
 
 
-@pytest.mark.parametrize("eps", [1e-40, -1.0, NAN])
-def test_an_eps_that_backends_would_round_differently_is_refused(eps):
+@pytest.mark.parametrize(
+    ("eps", "message"),
+    [(1e-40, "0 or at least 1e-30, got 1e-40"), (-1.0, "at least 0, got -1"), (NAN, "a finite number")],
+)
+def test_an_eps_that_backends_would_round_differently_is_refused(eps, message):
     for weights, field in ((MatchWeights, "focal_eps"), (MatchWeights, "giou_eps"), (LossWeights, "giou_eps")):
-        with pytest.raises(ValueError, match=f"{field} must be 0 or at least 1e-30, got"):
+        with pytest.raises(ValueError, match=f"{field} must be {message}"):
             weights(**{field: eps})

@@ -39,14 +39,14 @@ def backend(request):
 
 
 def _opchecks() -> Iterator[Any]:
-    """Two cases of every op for each of its backends."""
+    """The first and the last case of every op for each of its backends."""
     for name, op in OPS.items():
         if op.custom_op is None:
             continue
-        cases = {case.name: case for case in import_module(f"tests.ops.inputs.{name}").conformance_cases()}
+        cases = [*import_module(f"tests.ops.inputs.{name}").conformance_cases()]
         for backend in op.backends:
             if backend in ("cpp", "triton"):
-                for case in (next(iter(cases.values())), cases["random 0"]):
+                for case in dict.fromkeys((cases[0], cases[-1])):
                     yield pytest.param(op, case, backend, id=f"{name}-{backend}-{case.name}")
 
 
