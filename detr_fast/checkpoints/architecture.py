@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from detr_fast.checkpoints.formats import to_original
-from detr_fast.checkpoints.state_dict import CheckpointError, load_weights, read_state_dict
+from detr_fast.checkpoints.state_dict import CheckpointError, check_weights, load_weights, read_state_dict
 
-logger = logging.getLogger(__name__)
+INFERRED = object()
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -31,31 +31,66 @@ def build_from_weights(
 ) -> Model:
     """Build a DETR of the architecture of a file's weights, and load them.
 
+    The architecture is compared with the weights before memory is allocated for it.
+
     Args:
         build: The class :class:`~detr_fast.models.DETR`.
         path: A file as for :func:`read_state_dict`.
-        given: Arguments of ``build``, which take precedence over all others.
-        config: The result of :func:`from_huggingface_config`, which takes precedence over what the weights imply.
+        given: Arguments of ``build``, which take precedence over the configuration unless the weights contradict them.
+        config: The content of the config.json beside the weights, of this library or transformers; None if there is
+            none.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        CheckpointError: The file cannot be read, or does not contain the weights of a DETR.
+        CheckpointError: The file cannot be read, or does not contain the weights of a DETR; or the configuration or
+            the given arguments are out of range, or contradict the weights.
     """
     state_dict = to_original(read_state_dict(path))
-    arguments = architecture_of(state_dict, given.get("backbone"))
-    config = dict(config or {})
-    if config.pop("dilated", False):
-        arguments["backbone"] += "_dc5"
-    if given.get("num_classes", arguments["num_classes"]) != len(config.get("categories") or ()):
-        config.pop("categories", None)  # they are the names of other classes
-    model = build(**(arguments | config | dict(given)))
+    if config is None:
+        described: dict[str, Any] = {}
+    elif config.get("model_type") == "detr":
+        described = from_huggingface_config(config, state_dict)
+    else:
+        described = dict(config)
+    implied = architecture_of(state_dict, {**described, **given}.get("backbone", INFERRED))
+    _check_consistent(implied, described, given)
+    if given.get("num_classes", implied["num_classes"]) != implied["num_classes"]:
+        described.pop("categories", None)  # they are the names of other classes
+    arguments = implied | described | dict(given)
+    try:
+        with torch.device("meta"):
+            check_weights(build(**arguments), state_dict)
+        model = build(**arguments)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its configuration cannot be used: {error}") from error
     load_weights(model, state_dict)
     return model.eval()
 
 
-def architecture_of(state_dict: Mapping[str, Tensor], backbone: Any = None) -> dict[str, Any]:
+def _check_consistent(implied: Mapping[str, Any], described: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if the configuration or the given arguments are those of another network."""
+    for name, value in implied.items():
+        renumbered = name == "num_classes" and name in given
+        for source, arguments in (("config.json", described), ("the arguments", given)):
+            if name == "backbone" or renumbered or name not in arguments:
+                continue
+            if type(arguments[name]) is not type(value) or arguments[name] != value:
+                raise CheckpointError(
+                    f"the weights are those of a DETR with {name}={value!r}, but {source} "
+                    f"{'says' if source == 'config.json' else 'say'} {arguments[name]!r}"
+                )
+    for name in ("num_heads", "norm_between_layers"):  # weights fit networks that differ in them
+        if name in described and given.get(name, described[name]) != described[name]:
+            raise CheckpointError(
+                f"the model was trained with {name}={described[name]!r}, but {given[name]!r} is given"
+            )
+
+
+def architecture_of(state_dict: Mapping[str, Tensor], backbone: Any = INFERRED) -> dict[str, Any]:
     """Infer the arguments of :class:`~detr_fast.models.DETR` from weights.
 
     Weights do not determine the number of heads, the dropout, and whether the last stage is dilated; these arguments
@@ -63,7 +98,7 @@ def architecture_of(state_dict: Mapping[str, Tensor], backbone: Any = None) -> d
 
     Args:
         state_dict: Weights with the names of facebookresearch/detr.
-        backbone: The backbone; None to infer it from the weights.
+        backbone: The backbone; :data:`INFERRED` to infer it from the weights.
 
     Raises:
         CheckpointError: The weights are not those of a DETR, or their backbone is unknown.
@@ -74,9 +109,11 @@ def architecture_of(state_dict: Mapping[str, Tensor], backbone: Any = None) -> d
         hidden = state_dict["transformer.decoder.layers.0.linear1.bias"].shape[0]
     except KeyError as error:
         raise CheckpointError(f"the checkpoint is not one of a DETR: it has no {error}") from None
+    except (IndexError, ValueError):
+        raise CheckpointError("the checkpoint is not one of a DETR: its embeddings have another number of axes") from None
     return {
         "num_classes": num_classes,
-        "backbone": _backbone_of(state_dict) if backbone is None else backbone,
+        "backbone": _backbone_of(state_dict) if backbone is INFERRED else backbone,
         "hidden_dim": width,
         "num_encoder_layers": _count(state_dict, r"transformer\.encoder\.layers\.(\d+)\."),
         "num_decoder_layers": _count(state_dict, r"transformer\.decoder\.layers\.(\d+)\."),
@@ -87,20 +124,25 @@ def architecture_of(state_dict: Mapping[str, Tensor], backbone: Any = None) -> d
     }
 
 
-def from_huggingface_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the parts of a transformers configuration that weights do not determine to arguments of ``DETR``."""
-    names = config.get("id2label") or {}
-    if config.get("auxiliary_loss"):
-        logger.warning(
-            "with auxiliary_loss=True the DETR of transformers normalizes between its decoder layers, unlike "
-            "facebookresearch/detr and this library; predictions of weights that were trained that way differ"
-        )
-    return {
+def from_huggingface_config(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Convert the parts of a transformers configuration that weights do not determine to arguments of ``DETR``.
+
+    Args:
+        config: The content of config.json.
+        state_dict: Weights with the names of facebookresearch/detr.
+    """
+    arguments = {
         "num_heads": config.get("encoder_attention_heads", 8),
         "dropout": config.get("dropout", 0.1),
-        "categories": [{"id": int(label), "name": name} for label, name in names.items()] or None,
-        "dilated": bool(config.get("dilation")),
+        "norm_between_layers": bool(config.get("auxiliary_loss")),
     }
+    num_classes = architecture_of(state_dict, backbone="")["num_classes"]
+    labels = config.get("id2label")
+    if isinstance(labels, Mapping) and labels.keys() == {str(label) for label in range(num_classes)}:
+        arguments["categories"] = [{"id": label, "name": labels[str(label)]} for label in range(num_classes)]
+    if config.get("dilation"):
+        arguments["backbone"] = _backbone_of(state_dict) + "_dc5"
+    return arguments
 
 
 def to_huggingface_config(arguments: Mapping[str, Any], num_heads: int, *, timm: bool) -> dict[str, Any]:
@@ -137,7 +179,7 @@ def to_huggingface_config(arguments: Mapping[str, Any], num_heads: int, *, timm:
         "backbone_config": through_timm if timm else resnet,
         "use_timm_backbone": timm,
         "use_pretrained_backbone": False,
-        "auxiliary_loss": False,  # with True transformers normalizes between decoder layers, which is another network
+        "auxiliary_loss": False,  # with True transformers normalizes between decoder layers, as norm_between_layers does
         "d_model": arguments["hidden_dim"],
         "num_queries": arguments["num_queries"],
         "position_embedding_type": arguments["position_encoding"],
