@@ -94,10 +94,10 @@ void add_box_cost(int64_t n, const Queries<T>& queries, const float* target, con
   const T *x0 = queries.corner[0].data(), *y0 = queries.corner[1].data();
   const T *x1 = queries.corner[2].data(), *y1 = queries.corner[3].data(), *area = queries.area.data();
   const Box<T> target_box = box_of(target, static_cast<T>(options.box_scale));
-  const T target_area = target_box.area(), weight = options.cost_giou, eps = options.giou_eps;
+  const T target_area = target_box.area(), weight = options.cost_giou, least = least_area<T>(options.giou_eps);
   for (int64_t q = 0; q < n; ++q) {
     const Box<T> box = {{x0[q], x1[q]}, {y0[q], y1[q]}};
-    cost[q] -= weight * BoxOverlap<T>(box, area[q], target_box, target_area, eps).giou();
+    cost[q] -= weight * BoxOverlap<T>(box, area[q], target_box, target_area, least).giou();
   }
   // Corners are in units of 1 / box_scale; the L1 cost is not.
   const std::vector<T>* coordinates = options.corners ? queries.corner : queries.box;

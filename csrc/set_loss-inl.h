@@ -35,7 +35,7 @@ struct NegativeTerm {
               : options.class_loss == ClassLoss::kVarifocal ? options.focal_alpha
                                                             : 1),
         gamma(options.focal_gamma),
-        constant_factor(options.class_loss == ClassLoss::kVarifocal) {}
+        constant_factor(options.class_loss == ClassLoss::kVarifocal || options.focal_gamma == 0) {}
 
   template <typename T>
   bool square() const {
@@ -62,13 +62,13 @@ double sum_negatives(const T* logits, int64_t n, const NegativeTerm& term) {
   return term.scale * total;
 }
 
-template <typename T, bool kSquare>
+template <typename T, bool kSquare, bool kConstantFactor>
 void grad_negatives(const T* logits, int64_t n, const NegativeTerm& term, T upstream, T* grad) {
-  const T gamma = term.gamma, of_factor = term.constant_factor ? 0 : gamma;
-  const T scale = upstream * static_cast<T>(term.scale);
+  const T gamma = term.gamma, scale = upstream * static_cast<T>(term.scale);
   for (int64_t i = 0; i < n; ++i) {
     const Sigmoid<T> s = sigmoid_of(logits[i]);
-    grad[i] = scale * power_of<T, kSquare>(s.p, s.log_p, gamma) * (s.p + of_factor * s.complement * s.softplus);
+    const T of_factor = kConstantFactor ? 0 : gamma * s.complement * s.softplus;
+    grad[i] = scale * power_of<T, kSquare>(s.p, s.log_p, gamma) * (s.p + of_factor);
   }
 }
 
@@ -79,8 +79,10 @@ double sum_negatives(const T* logits, int64_t n, const NegativeTerm& term) {
 
 template <typename T>
 void grad_negatives(const T* logits, int64_t n, const NegativeTerm& term, T upstream, T* grad) {
-  if (term.square<T>()) return grad_negatives<T, true>(logits, n, term, upstream, grad);
-  grad_negatives<T, false>(logits, n, term, upstream, grad);
+  if (term.square<T>() && term.constant_factor) return grad_negatives<T, true, true>(logits, n, term, upstream, grad);
+  if (term.square<T>()) return grad_negatives<T, true, false>(logits, n, term, upstream, grad);
+  if (term.constant_factor) return grad_negatives<T, false, true>(logits, n, term, upstream, grad);
+  grad_negatives<T, false, false>(logits, n, term, upstream, grad);
 }
 
 struct ValueAndSlope {
@@ -93,12 +95,14 @@ inline ValueAndSlope positive_term(double x, double iou, const LossOptions& opti
   if (options.class_loss == ClassLoss::kFocal) {
     const double minus_log_p = -s.log_p;
     const double factor = options.focal_alpha * std::pow(s.complement, options.focal_gamma);
-    return {factor * minus_log_p, -factor * (options.focal_gamma * s.p * minus_log_p + s.complement)};
+    const double of_factor = options.focal_gamma == 0 ? 0 : options.focal_gamma * s.p * minus_log_p;
+    return {factor * minus_log_p, -factor * (of_factor + s.complement)};
   }
-  if (options.class_loss == ClassLoss::kVarifocal) return {iou * (s.softplus - iou * x), iou * (s.p - iou)};
+  const auto cross_entropy = [&](double target) { return (1 - target) * s.softplus - target * s.log_p; };
+  if (options.class_loss == ClassLoss::kVarifocal) return {iou * cross_entropy(iou), iou * (s.p - iou)};
   const double alpha = options.focal_alpha;
   const double quality = std::max(std::pow(s.p, alpha) * std::pow(iou, 1 - alpha), 0.01);
-  return {s.softplus - quality * x, s.p - quality};
+  return {cross_entropy(quality), s.p - quality};
 }
 
 // The cross-entropy of a padded row and a label. Where `grad` is given, writes upstream times the gradient there.
@@ -127,34 +131,19 @@ struct BoxPair {
       l1 += std::abs(difference);
       l1_slope[k] = (difference > 0) - (difference < 0);
     }
-    const double scale = options.box_scale, eps = options.giou_eps;
+    const double scale = options.box_scale;
     const Box<double> box = box_of(predicted, scale), target_box = box_of(target, scale);
-    const BoxOverlap<double> overlap(box, box.area(), target_box, target_box.area(), eps);
+    const BoxOverlap<double> overlap(box, box.area(), target_box, target_box.area(),
+                                     least_area<double>(options.giou_eps));
     iou = overlap.iou();
     giou = overlap.giou();
-    const GiouGradient corners(box, target_box, overlap, eps);
+    const GiouGradient corners(box, target_box, overlap, options.giou_eps);
     giou_slope[0] = scale * (corners.x.low + corners.x.high);
     giou_slope[1] = scale * (corners.y.low + corners.y.high);
     giou_slope[2] = scale * (corners.x.high - corners.x.low) / 2;
     giou_slope[3] = scale * (corners.y.high - corners.y.low) / 2;
   }
 };
-
-// The target that each query [B,Q] of a layer is matched to, -1 for none.
-inline std::vector<int64_t> targets_of_queries(const PackedTargets& targets, const Matches& matches, int64_t layer,
-                                               int64_t images, int64_t queries) {
-  std::vector<int64_t> target(images * queries, -1);
-  for (int64_t group = 0; group < matches.groups; ++group) {
-    const int64_t first = (layer * matches.groups + group) * targets.count;
-    for (int64_t image = 0; image < images; ++image) {
-      for (int64_t t = targets.offsets[image]; t < targets.offsets[image + 1]; ++t) {
-        const int64_t query = matches.query[first + t];
-        if (query >= 0) target[image * queries + query] = t;
-      }
-    }
-  }
-  return target;
-}
 
 // Calls with a contiguous run of logits, the index of its first query in [B,Q], and its number of queries.
 template <typename T, typename Function>
@@ -175,9 +164,9 @@ struct LayerLoss {
   const PackedTargets& targets;
   const LossOptions& options;
   int64_t layer;
-  const std::vector<int64_t>& target;  // of each query, -1 for none
+  const int64_t* target;  // of each query, -1 for none
 
-  int64_t num_queries() const { return static_cast<int64_t>(target.size()); }
+  int64_t num_queries() const { return logits.images * logits.queries; }
   const T* box(int64_t query) const { return boxes.row(layer, query / logits.queries, query % logits.queries); }
   const T* scores(int64_t query) const { return logits.row(layer, query / logits.queries, query % logits.queries); }
   BoxPair box_pair(int64_t query) const { return {box(query), targets.boxes + 4 * target[query], options}; }
@@ -260,13 +249,13 @@ struct LayerLoss {
 
 }  // namespace
 
+// target_of_query is [L,B,Q], -1 for none.
 template <typename T>
 void set_loss(const Predictions<T>& logits, const Predictions<T>& boxes, const PackedTargets& targets,
-              const Matches& matches, const LossOptions& options, double* losses) {
+              const int64_t* target_of_query, const LossOptions& options, double* losses) {
   std::fill_n(losses, 3 * logits.layers, 0.0);
   for (int64_t l = 0; l < logits.layers; ++l) {
-    const auto target = targets_of_queries(targets, matches, l, logits.images, logits.queries);
-    const LayerLoss<T> layer{logits, boxes, targets, options, l, target};
+    const LayerLoss<T> layer{logits, boxes, targets, options, l, target_of_query + l * logits.images * logits.queries};
     losses[l] = options.class_loss == ClassLoss::kSoftmax ? layer.cross_entropies(0, nullptr) : layer.sigmoid_losses();
     layer.box_losses(&losses[logits.layers + l], &losses[2 * logits.layers + l]);
   }
@@ -274,12 +263,11 @@ void set_loss(const Predictions<T>& logits, const Predictions<T>& boxes, const P
 
 template <typename T>
 void set_loss_backward(const Predictions<T>& logits, const Predictions<T>& boxes, const PackedTargets& targets,
-                       const Matches& matches, const LossOptions& options, const double* upstream, T* grad_logits,
-                       T* grad_boxes) {
+                       const int64_t* target_of_query, const LossOptions& options, const double* upstream,
+                       T* grad_logits, T* grad_boxes) {
   const int64_t layers = logits.layers, queries = logits.images * logits.queries;
   for (int64_t l = 0; l < layers; ++l) {
-    const auto target = targets_of_queries(targets, matches, l, logits.images, logits.queries);
-    const LayerLoss<T> layer{logits, boxes, targets, options, l, target};
+    const LayerLoss<T> layer{logits, boxes, targets, options, l, target_of_query + l * queries};
     T* grad = grad_logits + l * queries * logits.width;
     if (options.class_loss == ClassLoss::kSoftmax) {
       layer.cross_entropies(upstream[l], grad);

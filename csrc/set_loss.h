@@ -15,12 +15,12 @@ struct LossOptions {
 };
 
 struct Matches {
-  const int64_t* query;  // [L,G,T], -1 for none
+  const int64_t* query;  // [L,G,T], -1 for none; distinct within an image and layer
   int64_t groups;
 };
 
 // Writes the sums over each layer, undivided: losses [3,L], in the order class, L1, GIoU. Throws std::invalid_argument
-// where offsets, labels or query indices are out of range.
+// where offsets, labels or query indices are out of range, or a query has two targets.
 template <typename T>
 void set_loss(const Predictions<T>& logits, const Predictions<T>& boxes, const PackedTargets& targets,
               const Matches& matches, const LossOptions& options, double* losses);

@@ -115,3 +115,65 @@ def set_loss_backward(
     upstream: NDArray[np.float64],
 ) -> tuple[NDArray[_Float], NDArray[_Float]]:
     """The gradients [L,B,Q,C] and [L,B,Q,4] of the sum of upstream [3,L] times the losses."""
+
+def multi_scale_deformable_attention(
+    value: NDArray[_Float],
+    locations: NDArray[_Float],
+    weights: NDArray[_Float],
+    shapes: list[int],
+    points_per_level: list[int],
+    discrete: bool,
+    num_threads: int,
+    output: NDArray[_Float],
+) -> None:
+    """Write the output [B,Q,H*D] of value [B,S,H,D] at locations [B,Q,H,N,2] with weights [B,Q,H,N].
+
+    ``shapes`` are the height and the width of each level in turn. All arrays are contiguous.
+    """
+
+def multi_scale_deformable_attention_backward(
+    value: NDArray[_Float],
+    locations: NDArray[_Float],
+    weights: NDArray[_Float],
+    shapes: list[int],
+    points_per_level: list[int],
+    discrete: bool,
+    num_threads: int,
+    grad_output: NDArray[_Float],
+    grad_value: NDArray[_Float],
+    grad_locations: NDArray[_Float],
+    grad_weights: NDArray[_Float],
+) -> None:
+    """Write the gradients of value, locations and weights."""
+
+def fused_deformable_attention(
+    value: NDArray[_Float],
+    points: NDArray[_Float],
+    offsets: NDArray[_Float],
+    logits: NDArray[_Float],
+    shapes: list[int],
+    points_per_level: list[int],
+    offset_scale: float,
+    discrete: bool,
+    num_threads: int,
+    output: NDArray[_Float],
+) -> None:
+    """Write the output [B,Q,H*D] at offsets [B,Q,H,N,2] from points [B,Q,1|L,2|4], weighted by logits [B,Q,H,N]."""
+
+def fused_deformable_attention_backward(
+    value: NDArray[_Float],
+    points: NDArray[_Float],
+    offsets: NDArray[_Float],
+    logits: NDArray[_Float],
+    shapes: list[int],
+    points_per_level: list[int],
+    offset_scale: float,
+    discrete: bool,
+    num_threads: int,
+    grad_output: NDArray[_Float],
+    grad_value: NDArray[_Float],
+    grad_points: NDArray[_Float] | None,
+    grad_offsets: NDArray[_Float],
+    grad_logits: NDArray[_Float],
+) -> None:
+    """Write the gradients of value, points, offsets and logits; those of the points only where they are wanted."""

@@ -8,12 +8,12 @@ import triton.language as tl
 
 @triton.jit
 def binary_terms(z):
-    """sigmoid(z), sigmoid(-z) and -log(sigmoid(z)), each to full relative accuracy."""
+    """p = sigmoid(z), 1 - p, -log(p) and -log(1 - p), each to full relative accuracy, also where z is infinite."""
     e = tl.exp(-tl.abs(z))
     u = 1 + e
     # log1p(e) by log alone: e / (u - 1) corrects for the rounding of u = 1 + e.
     log1p = tl.where(u == 1, e, tl.log(u) * (e / tl.where(u == 1, 1, u - 1)))
-    return tl.where(z >= 0, 1, e) / u, tl.where(z >= 0, e, 1) / u, tl.maximum(-z, 0) + log1p
+    return tl.where(z >= 0, 1, e) / u, tl.where(z >= 0, e, 1) / u, tl.maximum(-z, 0) + log1p, tl.maximum(z, 0) + log1p
 
 
 @triton.jit
@@ -26,7 +26,7 @@ def power(base, EXPONENT: tl.constexpr):
     elif EXPONENT == 2:
         result = base * base
     else:
-        result = tl.where(base > 0, tl.exp(EXPONENT * tl.log(base)), 0)
+        result = tl.where(base == 0, 0, tl.exp(EXPONENT * tl.log(base)))
     return result
 
 
@@ -56,15 +56,18 @@ def cross_entropy_grad(logits, is_label):
 def sigmoid_loss(logits, is_label, iou, LOSS: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
     """Loss of every logit, [N,C]; LOSS is "focal", "varifocal" or "ia_bce"; iou, [N,1], is that of the row's match."""
     if LOSS == "focal":
-        _, miss, minus_log_hit = binary_terms(tl.where(is_label, logits, -logits))
+        _, miss, minus_log_hit, _ = binary_terms(tl.where(is_label, logits, -logits))
         loss = power(miss, GAMMA) * minus_log_hit
         loss = tl.where(is_label, ALPHA * loss, (1 - ALPHA) * loss)
     else:
-        _, p, softplus = binary_terms(-logits)
+        p, _, minus_log_p, softplus = binary_terms(logits)
         if LOSS == "varifocal":
-            loss = tl.where(is_label, iou * (softplus - iou * logits), ALPHA * power(p, GAMMA) * softplus)
+            of_label = iou * (iou * minus_log_p + (1 - iou) * softplus)
+            loss = tl.where(is_label, of_label, ALPHA * power(p, GAMMA) * softplus)
         else:
-            loss = tl.where(is_label, softplus - _blend(p, iou, ALPHA) * logits, power(p, GAMMA) * softplus)
+            quality = _blend(p, iou, ALPHA)
+            of_label = quality * minus_log_p + (1 - quality) * softplus
+            loss = tl.where(is_label, of_label, power(p, GAMMA) * softplus)
     return loss
 
 
@@ -72,17 +75,27 @@ def sigmoid_loss(logits, is_label, iou, LOSS: tl.constexpr, ALPHA: tl.constexpr,
 def sigmoid_loss_grad(logits, is_label, iou, LOSS: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
     """Gradient of :func:`sigmoid_loss`, [N,C]."""
     if LOSS == "focal":
-        hit, miss, minus_log_hit = binary_terms(tl.where(is_label, logits, -logits))
-        slope = power(miss, GAMMA) * (GAMMA * hit * minus_log_hit + miss)
+        hit, miss, minus_log_hit, _ = binary_terms(tl.where(is_label, logits, -logits))
+        slope = power(miss, GAMMA) * (_slope_of_power(hit, minus_log_hit, GAMMA) + miss)
         grad = tl.where(is_label, -ALPHA * slope, (1 - ALPHA) * slope)
     else:
-        rest, p, softplus = binary_terms(-logits)
+        p, rest, _, softplus = binary_terms(logits)
         if LOSS == "varifocal":  # the weight of a negative has no gradient
             grad = tl.where(is_label, iou * (p - iou), ALPHA * power(p, GAMMA) * p)
         else:
-            of_negative = power(p, GAMMA) * (GAMMA * rest * softplus + p)
+            of_negative = power(p, GAMMA) * (_slope_of_power(rest, softplus, GAMMA) + p)
             grad = tl.where(is_label, p - _blend(p, iou, ALPHA), of_negative)
     return grad
+
+
+@triton.jit
+def _slope_of_power(complement, loss, GAMMA: tl.constexpr):
+    """The part of a logit's gradient, less the common factor, that comes from the power of the probability."""
+    if GAMMA == 0:
+        result = tl.zeros_like(loss)  # also where the loss is infinite
+    else:
+        result = GAMMA * complement * loss
+    return result
 
 
 @triton.jit

@@ -24,12 +24,8 @@ _TARGETS_PER_PROGRAM = 64
 
 @triton.jit
 def _focal_class_cost(logit, ALPHA: tl.constexpr, GAMMA: tl.constexpr, EPS: tl.constexpr):
-    if EPS == 0:
-        p, rest, positive = binary_terms(logit)
-        _, _, negative = binary_terms(-logit)
-    else:
-        p = 1 / (1 + tl.exp(-logit))
-        rest = 1 - p
+    p, rest, positive, negative = binary_terms(logit)
+    if EPS > 0:
         positive, negative = -tl.log(p + EPS), -tl.log(rest + EPS)
     return ALPHA * power(rest, GAMMA) * positive - (1 - ALPHA) * power(p, GAMMA) * negative
 

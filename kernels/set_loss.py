@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from detr_fast.ops.boxes import compute_dtype
-from detr_fast.ops.faults import LABEL_OUT_OF_RANGE, status_word
+from detr_fast.ops.faults import INDEX_OUT_OF_RANGE, LABEL_OUT_OF_RANGE, NOT_A_TARGET, REPEATED_INDEX, status_word
 
 from .box import box_iou, box_iou_grad, corners, l1, load_box
 from .class_loss import cross_entropy, cross_entropy_grad, load_logits, sigmoid_loss, sigmoid_loss_grad
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from detr_fast.ops.weights import LossWeights
 
 _LABEL_OUT_OF_RANGE: tl.constexpr = tl.constexpr(LABEL_OUT_OF_RANGE)
+_INDEX_OUT_OF_RANGE: tl.constexpr = tl.constexpr(INDEX_OUT_OF_RANGE)
+_NOT_A_TARGET: tl.constexpr = tl.constexpr(NOT_A_TARGET)
+_REPEATED_INDEX: tl.constexpr = tl.constexpr(REPEATED_INDEX)
 _CHUNK: tl.constexpr = tl.constexpr(32)  # targets that are compared with the queries at a time
 _COUNTS = ["num_images", "num_queries", "num_classes", "num_targets", "num_groups"]
 
@@ -42,26 +45,60 @@ def _load_divisors(num_boxes, class_normalizer, SOFTMAX: tl.constexpr, ON_DEVICE
 
 
 @triton.jit
-def _matched_target(query, index_ptr, first_target, last_target, num_targets, num_groups, BLOCK: tl.constexpr):
-    """The target of each query of an image, -1 for none: int32 [BLOCK]."""
+def _matched_target(
+    query, num_queries, index_ptr, first_target, last_target, num_targets, num_groups, BLOCK: tl.constexpr
+):
+    """The target of each query of an image, -1 for none: int32 [BLOCK].
+
+    Besides, the number of targets that have one of these queries, and the first row of [G,T] whose index is out of
+    range, G * T for none.
+    """
     target = tl.full([BLOCK], -1, tl.int32)
+    num_matches = tl.zeros([_CHUNK], tl.int32)
+    first_bad = tl.full([_CHUNK], num_groups * num_targets, tl.int32)
     for group in range(num_groups):
         for start in range(first_target, last_target, _CHUNK):
             candidate = start + tl.arange(0, _CHUNK)
-            index = tl.load(index_ptr + group * num_targets + candidate, mask=candidate < last_target, other=-1)
+            row = group * num_targets + candidate
+            index = tl.load(index_ptr + row, mask=candidate < last_target, other=-1)
+            bad = (index < -1) | (index >= num_queries)
+            first_bad = tl.minimum(first_bad, tl.where(bad, row, num_groups * num_targets))
+            index = tl.where(bad, -1, index)
             here = index[None, :] == query[:, None]  # [BLOCK,_CHUNK]
             target = tl.maximum(target, tl.max(tl.where(here, candidate[None, :], -1), 1))
-    return target
+            num_matches += ((index >= tl.min(query, 0)) & (index <= tl.max(query, 0))).to(tl.int32)
+    return target, tl.sum(num_matches, 0), tl.min(first_bad, 0)
 
 
 @triton.jit
-def _matches(query, layer, image, labels_ptr, offsets_ptr, index_ptr, num_targets, num_groups, BLOCK_Q: tl.constexpr):
+def _matches(
+    query,
+    num_queries,
+    layer,
+    image,
+    labels_ptr,
+    offsets_ptr,
+    index_ptr,
+    status_ptr,
+    num_targets,
+    num_groups,
+    REPORT: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+):
     """The image's first target; the target of each query, whether there is one, and its label, -1 for none."""
     first_target = tl.load(offsets_ptr + image)
     last_target = tl.load(offsets_ptr + image + 1)
     index_ptr += layer.to(tl.int64) * num_groups * num_targets
-    target = _matched_target(query, index_ptr, first_target, last_target, num_targets, num_groups, BLOCK_Q)
+    target, num_matches, first_bad = _matched_target(
+        query, num_queries, index_ptr, first_target, last_target, num_targets, num_groups, BLOCK_Q
+    )
     matched = target >= 0
+    if REPORT:
+        if first_bad < num_groups * num_targets:
+            bad_target = first_bad % num_targets - first_target
+            report_fault(status_ptr, layer, first_bad // num_targets, image, bad_target, _INDEX_OUT_OF_RANGE)
+        if num_matches != tl.sum(matched.to(tl.int32), 0):
+            report_fault(status_ptr, layer, 0, image, _NOT_A_TARGET, _REPEATED_INDEX)
     label = tl.load(labels_ptr + target, mask=matched, other=-1).to(tl.int32)
     return first_target, target, matched, label
 
@@ -140,8 +177,9 @@ def set_loss_fwd_kernel(
     SOFTMAX: tl.constexpr = CLASS_LOSS == "softmax"
     layer, image, query, row = _rows(num_images, num_queries, BLOCK_Q)
     first_target, target, matched, label = _matches(
-        query, layer, image, labels_ptr, offsets_ptr, index_ptr, num_targets, num_groups, BLOCK_Q
-    )
+        query, num_queries, layer, image, labels_ptr, offsets_ptr, index_ptr, status_ptr, num_targets, num_groups,
+        True, BLOCK_Q,
+    )  # fmt: skip
 
     out_of_range = matched & ((label < 0) | (label >= num_classes - SOFTMAX))
     first_bad = tl.min(tl.where(out_of_range, target, num_targets), 0)
@@ -265,8 +303,9 @@ def set_loss_bwd_kernel(
     SOFTMAX: tl.constexpr = CLASS_LOSS == "softmax"
     layer, image, query, row = _rows(num_images, num_queries, BLOCK_Q)
     _, target, matched, label = _matches(
-        query, layer, image, labels_ptr, offsets_ptr, index_ptr, num_targets, num_groups, BLOCK_Q
-    )
+        query, num_queries, layer, image, labels_ptr, offsets_ptr, index_ptr, None, num_targets, num_groups,
+        False, BLOCK_Q,
+    )  # fmt: skip
     class_divisor, num_boxes = _load_divisors(num_boxes, class_normalizer, SOFTMAX, ON_DEVICE, COMPUTE)
     grad_loss_ptr = grad_losses_ptr + layer
     grad_ce = _upstream(grad_loss_ptr, grad_total_ptr, LOSS_CE, FROM_LOSSES, FROM_TOTAL) / class_divisor

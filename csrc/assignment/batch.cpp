@@ -9,15 +9,17 @@
 namespace detr_fast {
 
 template <typename T>
-void AssignmentBatch<T>::solve(int num_threads) {
+void AssignmentBatch<T>::solve(int num_threads, const Checkpoint::Callback& poll) {
   std::vector<int64_t> first_target(sizes.size());
   for (size_t image = 1; image < sizes.size(); ++image) {
     first_target[image] = first_target[image - 1] + sizes[image - 1];
   }
   const int64_t count = layers * groups * images();
   std::vector<Status> statuses(count, Status::kSolved);
-  const auto work = [&](int64_t number) { statuses[number] = solve(thread_solver(), problem(number, first_target)); };
-  parallel_for(count, num_threads, work);
+  const auto work = [&](int64_t number, Checkpoint& checkpoint) {
+    statuses[number] = solve(problem(number, first_target), checkpoint);
+  };
+  parallel_for(count, num_threads, poll, work);
 
   for (int64_t number = 0; number < count; ++number) {
     if (statuses[number] == Status::kSolved) continue;
@@ -36,11 +38,13 @@ typename AssignmentBatch<T>::Problem AssignmentBatch<T>::problem(int64_t number,
 }
 
 template <typename T>
-Status AssignmentBatch<T>::solve(AssignmentSolver& solver, const Problem& problem) const {
+Status AssignmentBatch<T>::solve(const Problem& problem, Checkpoint& checkpoint) const {
   const int64_t first_query = problem.group * queries, size = problem.cost.cols;
   const int64_t first = (problem.layer * groups + problem.group) * targets + problem.first_target;
   std::fill_n(query + first, size, kNone);
-  const Status status = solver.solve(problem.cost, target_dual != nullptr);
+  ThreadSolver thread_solver;
+  AssignmentSolver& solver = *thread_solver;
+  const Status status = solver.solve(problem.cost, checkpoint, target_dual != nullptr);
   if (status == Status::kSolved) {
     for (int64_t k = 0; k < solver.size(); ++k) {
       if (solver.by_column()) {

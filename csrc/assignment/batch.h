@@ -6,6 +6,7 @@
 
 #include "assignment/matrix.h"
 #include "assignment/solver.h"
+#include "common/checkpoint.h"
 
 namespace detr_fast {
 
@@ -24,8 +25,9 @@ struct AssignmentBatch {
 
   int64_t images() const { return static_cast<int64_t>(sizes.size()); }
 
-  // Solves every problem, with at most `num_threads` threads.
-  void solve(int num_threads);
+  // Solves every problem, with at most `num_threads` threads. The calling thread calls poll() every so often; an
+  // exception from there ends the work.
+  void solve(int num_threads, const Checkpoint::Callback& poll);
 
   // The problems that have no solution, in the order of layers, groups and images.
   struct Failure {
@@ -42,7 +44,7 @@ struct AssignmentBatch {
   };
 
   Problem problem(int64_t number, const std::vector<int64_t>& first_target) const;
-  Status solve(AssignmentSolver& solver, const Problem& problem) const;
+  Status solve(const Problem& problem, Checkpoint& checkpoint) const;
   static int64_t find_faulty_target(const MatrixView<T>& cost, Status status);
 };
 

@@ -7,6 +7,7 @@
 
 #include "assignment/arena.h"
 #include "assignment/matrix.h"
+#include "common/checkpoint.h"
 
 #if defined(DETR_FAST_ASSIGNMENT_JONKER_VOLGENANT_INL_H) == defined(DETR_FAST_TOGGLE)
 #ifdef DETR_FAST_ASSIGNMENT_JONKER_VOLGENANT_INL_H
@@ -29,7 +30,7 @@ class JonkerVolgenant {
   static bool is_wide(int64_t rows, int64_t cols) { return 2 * rows > cols; }
 
   // In the wide form the rows of `cost` must be padded with +inf to a multiple of kPadding.
-  JonkerVolgenant(const RowMatrix<T>& cost, const Assignment& out, Arena& arena)
+  JonkerVolgenant(const RowMatrix<T>& cost, const Assignment& out, Arena& arena, Checkpoint& checkpoint)
       : n_(cost.rows),
         num_columns_(cost.cols),
         wide_(is_wide(cost.rows, cost.cols)),
@@ -38,7 +39,8 @@ class JonkerVolgenant {
         free_(wide_ ? RowMatrix<T>{cost.data, 0, 0, 0} : cost, arena),
         copy_(wide_ ? nullptr : static_cast<T*>(arena.take(n_ * pitch_, sizeof(T)))),
         costs_(wide_ ? cost.data : copy_),
-        row_dual_(out.row_dual) {
+        row_dual_(out.row_dual),
+        checkpoint_(checkpoint) {
     const int64_t width = padded(wide_ ? num_columns_ : n_);
     auto* doubles = static_cast<double*>(arena.take(3 * width, sizeof(double)));
     column_dual_ = doubles, distance_ = doubles + width, cheapest_row_ = doubles + 2 * width;
@@ -57,6 +59,7 @@ class JonkerVolgenant {
   // answer could not be proved unique.
   DETR_FAST_NOINLINE bool solve(const Assignment& out) {
     for (int64_t i = 0; i < n_; ++i) row_dual_[i] = 0;
+    checkpoint_.count(n_ * num_columns_);
     const bool valid = wide_ ? find_range() : free_.start();
     if (!valid) return false;
     if (wide_) {
@@ -65,6 +68,7 @@ class JonkerVolgenant {
       assign_row_minima_to_free();
     }
     if (square_ && num_unassigned_ > n_ / 4) {
+      checkpoint_.count(2 * n_ * n_);
       reduce_columns();
       transfer_reductions();
     }
@@ -217,6 +221,7 @@ class JonkerVolgenant {
       if (row != kNone) unassigned_[still_unassigned++] = row;
     }
     num_unassigned_ = still_unassigned;
+    checkpoint_.count((kStepsPerRow * n_ - steps) * num_indices_);
   }
 
   // Assigns the row its nearest column, and lowers the column's dual until the row's next best column is as near.
@@ -273,6 +278,7 @@ class JonkerVolgenant {
         column_dual_[index] = -kInfinity;
       }
     }
+    checkpoint_.count(visits * num_indices_);
     update_duals(visits, reached);
     if (reached == kInfinity) return false;
 
@@ -287,6 +293,7 @@ class JonkerVolgenant {
       assign(path_row, index);
       if (path_row == start) return true;
       index = previous;
+      checkpoint_.count(visit);
       visit = find_parent(visit, index, tree_[visit].reached, tree_[visit].column_dual);
     }
   }
@@ -322,6 +329,7 @@ class JonkerVolgenant {
   T* const copy_;         // [rows, indices], not used in the wide form
   const T* const costs_;  // [rows, indices]
   double* const row_dual_;
+  Checkpoint& checkpoint_;
   double* column_dual_;    // [indices]
   double* distance_;       // [indices]
   double* cheapest_row_;   // [indices] as doubles, so that one kind of vector serves

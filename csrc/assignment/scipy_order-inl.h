@@ -6,6 +6,7 @@
 
 #include "assignment/arena.h"
 #include "assignment/matrix.h"
+#include "common/checkpoint.h"
 
 #if defined(DETR_FAST_ASSIGNMENT_SCIPY_ORDER_INL_H) == defined(DETR_FAST_TOGGLE)
 #ifdef DETR_FAST_ASSIGNMENT_SCIPY_ORDER_INL_H
@@ -24,7 +25,8 @@ namespace detr_fast::DETR_FAST_NAMESPACE {
 template <typename T>
 class SciPyOrder {
  public:
-  SciPyOrder(const RowMatrix<T>& cost, const Assignment& out, Arena& arena) : cost_(cost), out_(out) {
+  SciPyOrder(const RowMatrix<T>& cost, const Assignment& out, Arena& arena, Checkpoint& checkpoint)
+      : cost_(cost), out_(out), checkpoint_(checkpoint) {
     const int64_t width = padded(cost.cols);
     auto* doubles = static_cast<double*>(arena.take(3 * width, sizeof(double)));
     column_dual_ = doubles, distance_ = doubles + width, rank_ = doubles + 2 * width;
@@ -72,6 +74,7 @@ class SciPyOrder {
     int64_t row = start, visits = 0, col = kNone;
     double reached = 0, dual = 0;
     while (true) {
+      checkpoint_.count(2 * cost_.cols);
       tree_[visits] = {row, reached, out_.row_dual[row], dual};
       const double nearest = relax_row(row, reached, visits++ == 0);
       if (nearest == kInfinity) {
@@ -100,6 +103,7 @@ class SciPyOrder {
       out_.column_of_row[path_row] = col;
       if (path_row == start) break;
       col = previous;
+      checkpoint_.count(visit);
       visit = find_parent(visit, col, tree_[visit].reached, tree_[visit].column_dual);
     }
     reopen();
@@ -186,6 +190,7 @@ class SciPyOrder {
 
   const RowMatrix<T> cost_;
   const Assignment out_;
+  Checkpoint& checkpoint_;
   double* column_dual_;  // [cols] the columns' duals
   double* distance_;     // [cols]
   double* rank_;         // [cols] as doubles, so that one kind of vector serves

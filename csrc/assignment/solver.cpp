@@ -7,13 +7,25 @@
 
 namespace detr_fast {
 
-AssignmentSolver& thread_solver() {
-  thread_local AssignmentSolver solver;
-  return solver;
+namespace {
+
+thread_local AssignmentSolver solver_of_thread;
+thread_local bool is_lent = false;
+
+}  // namespace
+
+ThreadSolver::ThreadSolver() : solver_(&solver_of_thread) {
+  if (is_lent) {
+    own_ = std::make_unique<AssignmentSolver>();
+    solver_ = own_.get();
+  }
+  is_lent = true;
 }
 
+ThreadSolver::~ThreadSolver() { is_lent = own_ != nullptr; }
+
 template <typename T>
-Status AssignmentSolver::solve(const MatrixView<T>& cost, bool with_duals) {
+Status AssignmentSolver::solve(const MatrixView<T>& cost, Checkpoint& checkpoint, bool with_duals) {
   arena_.clear();
   by_column_ = cost.cols < cost.rows;
   const auto transposed = MatrixView<T>{cost.data, cost.cols, cost.rows, cost.col_stride, cost.row_stride};
@@ -23,7 +35,7 @@ Status AssignmentSolver::solve(const MatrixView<T>& cost, bool with_duals) {
   assignment_.column_of_row = static_cast<int64_t*>(arena_.take(matrix.rows, sizeof(int64_t)));
   assignment_.row_dual = static_cast<double*>(arena_.take(matrix.rows, sizeof(double)));
   assignment_.column_dual = with_duals ? static_cast<double*>(arena_.take(matrix.cols, sizeof(double))) : nullptr;
-  return DETR_FAST_DISPATCH(solve_rows<T>)(matrix, assignment_, arena_);
+  return DETR_FAST_DISPATCH(solve_rows<T>)(matrix, assignment_, arena_, checkpoint);
 }
 
 void AssignmentSolver::order_partners(int64_t* rows, int64_t* cols) const {
@@ -32,7 +44,7 @@ void AssignmentSolver::order_partners(int64_t* rows, int64_t* cols) const {
   for (int64_t k = 0; k < size_; ++k) rows[k] = partner(cols[k]);
 }
 
-template Status AssignmentSolver::solve(const MatrixView<float>&, bool);
-template Status AssignmentSolver::solve(const MatrixView<double>&, bool);
+template Status AssignmentSolver::solve(const MatrixView<float>&, Checkpoint&, bool);
+template Status AssignmentSolver::solve(const MatrixView<double>&, Checkpoint&, bool);
 
 }  // namespace detr_fast

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "assignment/arena.h"
 #include "assignment/matrix.h"
+#include "common/checkpoint.h"
 
 namespace detr_fast {
 
@@ -13,9 +15,9 @@ class AssignmentSolver {
  public:
   // Assigns columns of least total cost to the rows of `cost`, or rows to its columns where there are fewer columns.
   // The cost is read in place if the vectors of the shorter side are contiguous and at most half as many as
-  // those of the longer one; otherwise it is copied.
+  // those of the longer one; otherwise it is copied. The checkpoint may end the work by an exception.
   template <typename T>
-  Status solve(const MatrixView<T>& cost, bool with_duals = false);
+  Status solve(const MatrixView<T>& cost, Checkpoint& checkpoint, bool with_duals = false);
 
   // After kSolved: the vectors of the shorter side, in order, and the partner of each.
   bool by_column() const { return by_column_; }
@@ -36,7 +38,20 @@ class AssignmentSolver {
   bool by_column_ = false;
 };
 
-// One solver for each thread, so that a call reuses the memory of the calls before.
-AssignmentSolver& thread_solver();
+// Lends the solver of the calling thread, so that a call reuses the memory of the calls before. Where that is lent
+// already, because a signal handler calls while the checkpoint of another call runs it, it lends a new one.
+class ThreadSolver {
+ public:
+  ThreadSolver();
+  ~ThreadSolver();
+  ThreadSolver(const ThreadSolver&) = delete;
+  ThreadSolver& operator=(const ThreadSolver&) = delete;
+
+  AssignmentSolver& operator*() const { return *solver_; }
+
+ private:
+  AssignmentSolver* solver_;
+  std::unique_ptr<AssignmentSolver> own_;
+};
 
 }  // namespace detr_fast

@@ -79,6 +79,7 @@ class UniquenessCertificate {
 
   // False where the duals are not feasible and tight, or there are more arcs than a useful graph has.
   bool find_arcs() {
+    solution_.checkpoint_.count(n_ * solution_.num_indices_);
     for (int64_t i = 0; i < n_; ++i) {
       first_arc_[i] = num_arcs_;
       if (!find_arcs_between_rows(i)) return false;

@@ -9,6 +9,7 @@
 #include "assignment/batch.h"
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
+#include "bindings/signals.h"
 
 namespace detr_fast {
 namespace {
@@ -55,7 +56,7 @@ py::tuple solve_batch(const py::array_t<T>& cost, std::vector<int64_t> sizes, in
   }
   {
     py::gil_scoped_release unlocked;
-    batch.solve(num_threads);
+    batch.solve(num_threads, check_signals);
   }
   py::list failures;
   for (const auto& failure : batch.failures) {

@@ -4,6 +4,8 @@
 #include "assignment/solver.h"
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
+#include "bindings/signals.h"
+#include "common/checkpoint.h"
 
 namespace detr_fast {
 namespace {
@@ -14,11 +16,13 @@ py::tuple solve_matrix(const py::array& cost) {
   constexpr auto kSize = static_cast<py::ssize_t>(sizeof(T));
   const MatrixView<T> matrix = {static_cast<const T*>(cost.data()), cost.shape(0), cost.shape(1),
                                 cost.strides(0) / kSize, cost.strides(1) / kSize};
-  AssignmentSolver& solver = thread_solver();
+  ThreadSolver thread_solver;
+  AssignmentSolver& solver = *thread_solver;
+  Checkpoint checkpoint(check_signals);
   Status status;
   {
     py::gil_scoped_release unlocked;
-    status = solver.solve(matrix);
+    status = solver.solve(matrix, checkpoint);
   }
   if (status == Status::kInvalid) throw py::value_error("matrix contains invalid numeric entries");
   if (status == Status::kInfeasible) throw py::value_error("cost matrix is infeasible");

@@ -1,5 +1,7 @@
 // Boxes and how two of them overlap: IoU, GIoU and the gradient of GIoU.
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #if defined(DETR_FAST_COMMON_BOX_INL_H) == defined(DETR_FAST_TOGGLE)
 #ifdef DETR_FAST_COMMON_BOX_INL_H
@@ -34,7 +36,7 @@ DETR_FAST_INLINE T hull(const Interval<T>& a, const Interval<T>& b) {
 
 template <typename T>
 DETR_FAST_INLINE T positive_part(T x) {
-  return x > 0 ? x : 0;
+  return x < 0 ? 0 : x;
 }
 
 template <typename T>
@@ -56,20 +58,26 @@ DETR_FAST_INLINE Box<T> box_of(const S* box, T scale) {
   return {interval_of(box, 0, scale), interval_of(box, 1, scale)};
 }
 
-// The areas of two boxes' intersection, union and hull, the last two no less than eps.
+// The least area that boxes are taken to have, given eps; none where eps is 0.
+template <typename T>
+DETR_FAST_INLINE T least_area(double eps) {
+  return eps > 0 ? static_cast<T>(eps) : -std::numeric_limits<T>::infinity();
+}
+
+// The areas of two boxes' intersection, union and hull, the last two no less than `least`.
 template <typename T>
 struct BoxOverlap {
   T intersection, union_area, hull_area;
   bool clamped_union, clamped_hull;
 
-  DETR_FAST_INLINE BoxOverlap(const Box<T>& a, T area_a, const Box<T>& b, T area_b, T eps)
+  DETR_FAST_INLINE BoxOverlap(const Box<T>& a, T area_a, const Box<T>& b, T area_b, T least)
       : intersection(positive_part(overlap(a.x, b.x)) * positive_part(overlap(a.y, b.y))),
         union_area(area_a + area_b - intersection),
         hull_area(hull(a.x, b.x) * hull(a.y, b.y)),
-        clamped_union(union_area < eps),
-        clamped_hull(hull_area < eps) {
-    union_area = clamped_union ? eps : union_area;
-    hull_area = clamped_hull ? eps : hull_area;
+        clamped_union(union_area < least),
+        clamped_hull(hull_area < least) {
+    union_area = clamped_union ? least : union_area;
+    hull_area = clamped_hull ? least : hull_area;
   }
 
   DETR_FAST_INLINE T iou() const { return ratio(intersection, union_area); }
@@ -82,15 +90,16 @@ struct BoxOverlap {
 };
 
 // The gradient of GIoU with respect to the corners of `a`: low x, low y, high x, high y. Where ends of the two boxes
-// are equal it is halved, as in PyTorch.
+// are equal it is halved, and an area of NaN is a constant where there is an eps, as in PyTorch.
 class GiouGradient {
  public:
   GiouGradient(const Box<double>& a, const Box<double>& b, const BoxOverlap<double>& o, double eps) {
     const double u = o.union_area, h = o.hull_area;
-    const bool constant_union = eps > 0 && o.clamped_union, constant_hull = eps > 0 && o.clamped_hull;
-    by_intersection_ = u == 0 ? 0 : 1 / u;
+    const bool constant_union = eps > 0 && (o.clamped_union || std::isnan(u));
+    const bool constant_hull = eps > 0 && (o.clamped_hull || std::isnan(h));
     by_union_ = constant_union ? 0 : (u == 0 ? 0 : -o.intersection / (u * u)) + (h == 0 ? 0 : 1 / h);
     by_hull_ = constant_hull || h == 0 ? 0 : -u / (h * h);
+    by_intersection_ = (u == 0 ? 0 : 1 / u) - by_union_;  // which the union decreases with
     x = along(a.x, b.x, a.y, b.y);
     y = along(a.y, b.y, a.x, b.x);
   }
@@ -100,15 +109,13 @@ class GiouGradient {
  private:
   Interval<double> along(const Interval<double>& a, const Interval<double>& b, const Interval<double>& other_a,
                          const Interval<double>& other_b) const {
-    const double height = positive_part(overlap(other_a, other_b)), hull_height = hull(other_a, other_b);
-    const bool apart = overlap(a, b) < 0;
-    const double low = (apart ? 0 : -step(a.low - b.low)) * height, high = (apart ? 0 : step(b.high - a.high)) * height;
-    return {
-        by_intersection_ * low + by_hull_ * -step(b.low - a.low) * hull_height + by_union_ * (-other_a.size() - low),
-        by_intersection_ * high + by_hull_ * step(a.high - b.high) * hull_height + by_union_ * (other_a.size() - high)};
+    const double by_overlap = overlap(a, b) >= 0 ? by_intersection_ * positive_part(overlap(other_a, other_b)) : 0;
+    const double by_hull = by_hull_ * hull(other_a, other_b), by_own = by_union_ * other_a.size();
+    return {-by_overlap * step(a.low - b.low) - by_hull * step(b.low - a.low) - by_own,
+            by_overlap * step(b.high - a.high) + by_hull * step(a.high - b.high) + by_own};
   }
 
-  static double step(double x) { return x > 0 ? 1 : x < 0 ? 0 : 0.5; }
+  static double step(double x) { return x > 0 ? 1 : x == 0 ? 0.5 : 0; }
 
   double by_intersection_, by_union_, by_hull_;  // the derivatives of GIoU for the three areas
 };

@@ -22,6 +22,7 @@
 
 // Small functions are inlined into the loops that call them, so that the loops become vector code.
 #define DETR_FAST_INLINE inline __attribute__((always_inline))
+#define DETR_FAST_INLINE_LAMBDA __attribute__((always_inline))
 
 // Steps of an algorithm stay functions, so that each has its own registers, however large the file becomes.
 #define DETR_FAST_NOINLINE __attribute__((noinline))

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #if defined(DETR_FAST_COMMON_VECTOR_MATH_INL_H) == defined(DETR_FAST_TOGGLE)
 #ifdef DETR_FAST_COMMON_VECTOR_MATH_INL_H
@@ -19,7 +20,8 @@ namespace detr_fast::DETR_FAST_NAMESPACE {
 DETR_FAST_INLINE float exp_of(float argument) {
   const float x = argument < -87.0f ? -87.0f : argument > 88.0f ? 88.0f : argument;
   constexpr float kRound = 12582912.0f;  // adding 1.5 * 2^23 leaves no bits for a fraction
-  const float n = (x * 1.44269504f + kRound) - kRound;
+  const float shifted = x * 1.44269504f + kRound;
+  const float n = shifted - kRound;
   float r = x - n * 0.693359375f;  // ln 2 in two parts, the first exact in a few bits
   r = r + n * 2.12194440e-4f;
   float y = 1.0f / 5040;
@@ -29,7 +31,9 @@ DETR_FAST_INLINE float exp_of(float argument) {
   y = y * r + 1.0f / 6;
   y = y * r + 0.5f;
   y = y * r * r + r + 1.0f;
-  const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + 127) << 23;  // the lowest 9 bits of `shifted` are those of n
   float power;
   std::memcpy(&power, &bits, sizeof power);
   return argument < -87.0f ? 0.0f : y * power;
@@ -86,15 +90,17 @@ DETR_FAST_INLINE Sigmoid<T> sigmoid_of(T x) {
   return {x < 0 ? small : large, x < 0 ? large : small, (x < 0 ? x : 0) - rest, (x < 0 ? 0 : x) + rest};
 }
 
-// p^gamma of a probability whose logarithm is known. kSquare says that gamma is 2, its usual value.
+// p^gamma of a probability whose logarithm is known. kSquare says that gamma is 2, its usual value. The logarithm of 0
+// is replaced by a finite one, so that 0^0 is 1.
 template <typename T, bool kSquare>
 DETR_FAST_INLINE T power_of(T p, T log_p, T gamma) {
-  return kSquare ? p * p : exp_of(gamma * log_p);
+  constexpr T kLowest = std::numeric_limits<T>::lowest();
+  return kSquare ? p * p : exp_of(gamma * (log_p < kLowest ? kLowest : log_p));
 }
 
 // Rows of scores are padded to a multiple of kLanes by kPaddingScore, whose exponential is 0.
 constexpr int64_t kLanes = 16;
-constexpr float kPaddingScore = -1e30f;
+constexpr float kPaddingScore = -std::numeric_limits<float>::infinity();
 inline int64_t padded_scores(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
 
 // The greatest of n scores, n a multiple of kLanes, and the sum of e^(score - greatest).

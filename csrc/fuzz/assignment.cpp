@@ -7,6 +7,7 @@
 
 #include "assignment/batch.h"
 #include "assignment/solver.h"
+#include "common/checkpoint.h"
 #include "common/instruction_set.h"
 #include "fuzz/cases.h"
 #include "fuzz/reference.h"
@@ -85,13 +86,15 @@ void check_duals(const Problem<T>& p, const AssignmentSolver& solver) {
 
 template <typename T>
 void check_problem(Bytes& bytes) {
-  AssignmentSolver& solver = thread_solver();
+  ThreadSolver thread_solver;
+  AssignmentSolver& solver = *thread_solver;
+  Checkpoint checkpoint([] {});
   const Problem<T> p = make_problem<T>(bytes);
   std::vector<int64_t> expected;
   const Status status = solve_reference(p.row_major, p.rows, p.cols, &expected);
   for (const std::string& name : instruction_sets()) {
     use_instruction_set(name);
-    require(solver.solve(p.view, true) == status, "the status of the reference");
+    require(solver.solve(p.view, checkpoint, true) == status, "the status of the reference");
     if (status != Status::kSolved) continue;
     for (int64_t k = 0; k < p.rows; ++k) require(solver.partner(k) == expected[k], "the indices of the reference");
     check_duals(p, solver);
@@ -113,11 +116,11 @@ void check_batch(Bytes& bytes) {
   batch.cost = cost.data();
   batch.layer_stride = batch.targets * all_queries, batch.target_stride = all_queries, batch.query_stride = 1;
   batch.query = single.data();
-  batch.solve(1);
+  batch.solve(1, [] {});
   const size_t failures = batch.failures.size();
   batch.failures.clear();
   batch.query = several.data();
-  batch.solve(4);
+  batch.solve(4, [] {});
   require(single == several && batch.failures.size() == failures, "the same indices with several threads");
 }
 

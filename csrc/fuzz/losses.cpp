@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -15,22 +14,6 @@
 
 namespace detr_fast {
 namespace {
-
-// Arrays that end where their contents do, so that a sanitizer reports any access beyond them.
-template <typename T>
-class Exact {
- public:
-  explicit Exact(int64_t size) : data_(new T[size]()), size_(size) {}
-  T* data() { return data_.get(); }
-  T& operator[](int64_t k) { return data_[k]; }
-  T* begin() { return data(); }
-  T* end() { return data() + size_; }
-  int64_t size() const { return size_; }
-
- private:
-  std::unique_ptr<T[]> data_;
-  int64_t size_;
-};
 
 // Predictions [L,B,Q,W] in memory of the order [L,B,Q,W] or [B,Q,L,W].
 template <typename T>
@@ -67,6 +50,24 @@ T random_logit(Bytes& bytes, int64_t spread) {
 // Coordinates on a grid of eighths have equal edges, and sides of length 0.
 double random_coordinate(Bytes& bytes, bool grid) { return grid ? std::floor(8 * bytes.unit()) / 8 : bytes.unit(); }
 
+// Matches about half of the targets, each query to one at most.
+template <typename T>
+void match_distinct(Bytes& bytes, Case<T>& c) {
+  for (int64_t l = 0; l < c.layers; ++l) {
+    std::vector<bool> taken(c.images * c.queries);
+    for (int64_t g = 0; g < c.groups; ++g) {
+      for (int64_t b = 0; b < c.images; ++b) {
+        for (int64_t t = c.offsets[b]; t < c.offsets[b + 1]; ++t) {
+          const int64_t query = c.queries ? bytes.below(c.queries) : 0, k = b * c.queries + query;
+          const bool free = c.queries && !taken[k];
+          c.query[(l * c.groups + g) * c.count + t] = free ? query : -1;
+          if (free) taken[k] = true;
+        }
+      }
+    }
+  }
+}
+
 template <typename T>
 Case<T> make_case(Bytes& bytes) {
   const int64_t layers = bytes.below(3), images = bytes.below(4);
@@ -102,7 +103,7 @@ Case<T> make_case(Bytes& bytes) {
   for (float& value : c.target_boxes) value = static_cast<float>(random_coordinate(bytes, grid));
   for (int64_t& label : c.labels) label = bytes.below(classes - 1);
   for (int64_t b = 0; b < images; ++b) c.offsets[b + 1] = static_cast<int32_t>(c.offsets[b] + sizes[b]);
-  for (int64_t& query : c.query) query = bytes.below(queries + 1) - 1;
+  match_distinct(bytes, c);
 
   const bool layers_inside = bytes.below(2);
   c.logits = layout(c.logit_values.data(), layers, images, queries, classes, layers_inside);
@@ -189,14 +190,14 @@ bool is_refused(Case<T>& c) {
   return false;
 }
 
-// An index out of range is refused, whichever it is.
+// An index out of range is refused, whichever it is, and a query of two targets.
 template <typename T>
 void check_refusal(Bytes& bytes) {
   constexpr int64_t kExtremes[] = {std::numeric_limits<int64_t>::min(), -2, std::numeric_limits<int32_t>::max(),
                                    std::numeric_limits<int64_t>::max()};
   Case<T> c = make_case<T>(bytes);
   const int64_t extreme = kExtremes[bytes.below(4)];
-  switch (bytes.below(3)) {
+  switch (bytes.below(4)) {
     case 0: {
       if (c.count == 0) return;
       const bool focal = c.match_options.focal && c.loss_options.class_loss != ClassLoss::kSoftmax;
@@ -206,6 +207,10 @@ void check_refusal(Bytes& bytes) {
     case 1:
       if (c.query.size() == 0) return;
       c.query[bytes.below(c.query.size())] = bytes.below(2) ? extreme : c.queries;
+      break;
+    case 2:
+      if (c.query.size() < 2 || c.images == 0 || c.offsets[1] < 2 || c.queries == 0) return;
+      c.query[0] = c.query[1] = bytes.below(c.queries);
       break;
     default: {
       const int64_t image = bytes.below(c.images + 1);

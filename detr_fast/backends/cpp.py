@@ -14,6 +14,7 @@ from torch import Tensor
 
 from detr_fast.ops.batch_linear_sum_assignment import HostAnswer, describe_failure, solve_on_host
 from detr_fast.ops.boxes import compute_dtype
+from detr_fast.ops.deformable_sampling import SpatialShapes, widest_dtype
 from detr_fast.ops.linear_sum_assignment import as_float_matrix
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import LossWeights, MatchWeights
@@ -128,6 +129,159 @@ def set_loss_backward(
     arguments = _loss_arguments(logits, boxes, targets, query_index, weights)
     grad_logits, grad_boxes = _C.set_loss_backward(*arguments, upstream.contiguous().numpy())
     return torch.from_numpy(grad_logits).to(logits.dtype), torch.from_numpy(grad_boxes).to(boxes.dtype)
+
+
+def multi_scale_deformable_attention(
+    value: Tensor,  # [B,S,H,D]
+    sampling_locations: Tensor,  # [B,Q,H,N,2]
+    attention_weights: Tensor,  # [B,Q,H,N]
+    shapes: SpatialShapes,
+    points_per_level: list[int],
+    method: str,
+    deterministic: bool,  # it always is
+) -> Tensor:
+    """Compute the attention's output [B,Q,H*D], with as many threads as PyTorch may use."""
+    values, locations, weights = _contiguous(value, sampling_locations, attention_weights)
+    output = _empty_output(values, locations)
+    _C.multi_scale_deformable_attention(
+        values.numpy(),
+        locations.numpy(),
+        weights.numpy(),
+        shapes.on_host(),
+        list(points_per_level),
+        method == "discrete",
+        torch.get_num_threads(),
+        output.numpy(),
+    )
+    return output.to(value.dtype)
+
+
+def multi_scale_deformable_attention_backward(
+    grads: Sequence[Tensor],  # [B,Q,H*D]
+    needed: Sequence[bool],
+    value: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    shapes: SpatialShapes,
+    points_per_level: list[int],
+    method: str,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradients of value, locations and weights."""
+    values, locations, weights = _contiguous(value, sampling_locations, attention_weights)
+    grad_value = _empty_in_large_pages(values)
+    grad_locations, grad_weights = torch.empty_like(locations), torch.empty_like(weights)
+    _C.multi_scale_deformable_attention_backward(
+        values.numpy(),
+        locations.numpy(),
+        weights.numpy(),
+        shapes.on_host(),
+        list(points_per_level),
+        method == "discrete",
+        torch.get_num_threads(),
+        grads[0].to(values.dtype).contiguous().numpy(),
+        grad_value.numpy(),
+        grad_locations.numpy(),
+        grad_weights.numpy(),
+    )
+    return (
+        grad_value.to(value.dtype),
+        grad_locations.to(sampling_locations.dtype),
+        grad_weights.to(attention_weights.dtype),
+    )
+
+
+def fused_deformable_attention(
+    value: Tensor,  # [B,S,H,D]
+    reference_points: Tensor,  # [B,Q,L|1,2|4]
+    sampling_offsets: Tensor,  # [B,Q,H,N,2]
+    attention_logits: Tensor,  # [B,Q,H,N]
+    shapes: SpatialShapes,
+    points_per_level: list[int],
+    offset_scale: float,
+    method: str,
+    deterministic: bool,  # it always is
+) -> Tensor:
+    """Compute the attention's output [B,Q,H*D], with as many threads as PyTorch may use."""
+    values, points, offsets, logits = _contiguous(value, reference_points, sampling_offsets, attention_logits)
+    output = _empty_output(values, points)
+    _C.fused_deformable_attention(
+        values.numpy(),
+        points.numpy(),
+        offsets.numpy(),
+        logits.numpy(),
+        shapes.on_host(),
+        list(points_per_level),
+        offset_scale,
+        method == "discrete",
+        torch.get_num_threads(),
+        output.numpy(),
+    )
+    return output.to(value.dtype)
+
+
+def fused_deformable_attention_backward(
+    grads: Sequence[Tensor],  # [B,Q,H*D]
+    needed: Sequence[bool],
+    value: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    shapes: SpatialShapes,
+    points_per_level: list[int],
+    offset_scale: float,
+    method: str,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Compute the gradients of value, points, offsets and logits."""
+    values, points, offsets, logits = _contiguous(value, reference_points, sampling_offsets, attention_logits)
+    grad_value = _empty_in_large_pages(values)
+    grad_points, grad_offsets, grad_logits = (torch.empty_like(tensor) for tensor in (points, offsets, logits))
+    _C.fused_deformable_attention_backward(
+        values.numpy(),
+        points.numpy(),
+        offsets.numpy(),
+        logits.numpy(),
+        shapes.on_host(),
+        list(points_per_level),
+        offset_scale,
+        method == "discrete",
+        torch.get_num_threads(),
+        grads[0].to(values.dtype).contiguous().numpy(),
+        grad_value.numpy(),
+        grad_points.numpy() if needed[1] else None,
+        grad_offsets.numpy(),
+        grad_logits.numpy(),
+    )
+    return (
+        grad_value.to(value.dtype),
+        grad_points.to(reference_points.dtype) if needed[1] else None,
+        grad_offsets.to(sampling_offsets.dtype),
+        grad_logits.to(attention_logits.dtype),
+    )
+
+
+def _contiguous(*tensors: Tensor) -> list[Tensor]:
+    """Convert tensors to the widest dtype among them, at least float32, and to contiguous memory."""
+    dtype = widest_dtype(*tensors)
+    return [tensor.detach().to(dtype).contiguous() for tensor in tensors]
+
+
+def _empty_output(value: Tensor, points: Tensor) -> Tensor:
+    """Allocate the output [B,Q,H*D] of attention to value [B,S,H,D] at points [B,Q,...]."""
+    return torch.empty(*points.shape[:2], value.shape[2] * value.shape[3], dtype=value.dtype)
+
+
+def _empty_in_large_pages(like: Tensor) -> Tensor:
+    """Allocate a contiguous tensor through NumPy, which asks Linux for large pages where an array is large.
+
+    PyTorch does not, and most of the time of a backward pass would be spent on page faults. The tensor begins at a
+    cache line, as PyTorch's do.
+    """
+    line = 64
+    memory = torch.from_numpy(np.empty(like.numel() * like.element_size() + line, np.uint8))
+    begin = -memory.data_ptr() % line
+    return memory[begin : begin + memory.numel() - line].view(like.dtype).view(like.shape)
 
 
 def _loss_arguments(

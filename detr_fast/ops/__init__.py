@@ -12,9 +12,11 @@ from pkgutil import iter_modules
 from detr_fast.ops.batch_linear_sum_assignment import Assignment, batch_linear_sum_assignment
 from detr_fast.ops.dispatch import OPS, BackendError, use_backend
 from detr_fast.ops.faults import raise_faults
+from detr_fast.ops.fused_deformable_attention import fused_deformable_attention
 from detr_fast.ops.linear_sum_assignment import linear_sum_assignment
 from detr_fast.ops.match_cost import match_cost
 from detr_fast.ops.matched_pairs import matched_pairs
+from detr_fast.ops.multi_scale_deformable_attention import multi_scale_deformable_attention
 from detr_fast.ops.pairwise_box_iou import pairwise_box_iou
 from detr_fast.ops.pairwise_box_l1 import pairwise_box_l1
 from detr_fast.ops.set_loss import set_loss, weighted_set_loss
@@ -32,9 +34,11 @@ __all__ = [
     "MatchWeights",
     "Targets",
     "batch_linear_sum_assignment",
+    "fused_deformable_attention",
     "linear_sum_assignment",
     "match_cost",
     "matched_pairs",
+    "multi_scale_deformable_attention",
     "pairwise_box_iou",
     "pairwise_box_l1",
     "raise_faults",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.dispatch import environment_key, from_environment, register_op
+from detr_fast.ops.integers import as_integer
 from detr_fast.ops.linear_sum_assignment import as_array, solve
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.tracing import is_tracing
@@ -92,16 +93,19 @@ def batch_linear_sum_assignment(
     Raises:
         ValueError: shapes do not fit together, or a cost is NaN or -inf, or +inf leaves no assignment; the message
             names layer, image and target.
+        TypeError: the costs are complex, or a size, ``groups`` or ``num_threads`` is no integer.
         BackendError: the backend asked for cannot run here.
     """
+    groups = as_integer("groups", groups)
     sizes, offsets, max_targets = _problems(cost, targets_or_sizes, groups)
     num_images = len(sizes) if offsets is None else offsets.shape[0] - 1
     if on_error not in ("raise", "mark"):
         raise ValueError(f'on_error must be "raise" or "mark", got {on_error!r}')
     if num_threads is None:
         num_threads = _threads_from_environment()
-    if num_threads < 1:
-        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
+    num_threads = as_integer("num_threads", num_threads)
+    if not 1 <= num_threads < 2**31:
+        raise ValueError(f"num_threads must be at least 1 and below 2**31, got {num_threads}")
     index, *duals = _batch_linear_sum_assignment(
         cost.detach(),
         sizes,
@@ -124,7 +128,9 @@ def batch_linear_sum_assignment(
 
 def as_sizes(targets_or_sizes: Targets | Sequence[int]) -> list[int]:
     """Return the number of targets of each image."""
-    return targets_or_sizes.sizes if isinstance(targets_or_sizes, Targets) else [int(n) for n in targets_or_sizes]
+    if isinstance(targets_or_sizes, Targets):
+        return targets_or_sizes.sizes
+    return [as_integer("a number of targets", n) for n in targets_or_sizes]
 
 
 def check_sizes(cost: Tensor, sizes: list[int]) -> None:
@@ -139,6 +145,8 @@ def _problems(
     """Return the sizes, empty where the offsets stand for them; the offsets; and the maximum size."""
     if cost.dim() != 3:
         raise ValueError(f"cost must be [L,T,Q], got {list(cost.shape)}")
+    if cost.is_complex():
+        raise TypeError(f"cost must be real, got {cost.dtype}")
     if groups < 1 or cost.shape[2] % groups:
         raise ValueError(f"{cost.shape[2]} queries cannot be divided into {groups} groups")
     if not isinstance(targets_or_sizes, Targets):

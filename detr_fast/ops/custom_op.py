@@ -176,8 +176,9 @@ class EagerFunction(torch.autograd.Function):
     def forward(
         ctx: Any, forward: Callable[..., Any], backward: Callable[..., Any], count: int, *arguments: Any
     ) -> Any:
-        ctx.save_for_backward(*arguments[:count])
-        ctx.rest = arguments[count:]
+        ctx.count, ctx.rest = count, arguments[count:]
+        # The others are saved as well, so that autograd finds those that are changed in place before backward.
+        ctx.save_for_backward(*arguments[:count], *_tensors(ctx.rest))
         ctx.run_backward = backward
         ctx.set_materialize_grads(False)
         return forward(*arguments)
@@ -185,11 +186,20 @@ class EagerFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        inputs = ctx.saved_tensors
+        inputs = ctx.saved_tensors[: ctx.count]
         if all(grad is None for grad in grads):
             return None, None, None, *[None] * (len(inputs) + len(ctx.rest))
         needed = ctx.needs_input_grad[3 : 3 + len(inputs)]
         return None, None, None, *ctx.run_backward(grads, needed, *inputs, *ctx.rest), *[None] * len(ctx.rest)
+
+
+def _tensors(arguments: Sequence[Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments, and those of structures."""
+    for value in arguments:
+        if isinstance(value, Tensor):
+            yield value
+        elif hasattr(value, "pack"):
+            yield from (part for part in value.pack() if isinstance(part, Tensor))
 
 
 def _is_differentiable(kind: Any) -> bool:

@@ -9,6 +9,8 @@ INVALID_COST = 0
 INFEASIBLE_COST = 1
 LABEL_OUT_OF_RANGE = 2
 TOO_MANY_TARGETS = 3
+INDEX_OUT_OF_RANGE = 4
+REPEATED_INDEX = 5
 NOT_A_TARGET = (1 << 20) - 1
 
 _MESSAGES = {
@@ -17,6 +19,8 @@ _MESSAGES = {
     LABEL_OUT_OF_RANGE: "the label is out of range; build the model with more classes or map the labels "
     "to contiguous ones",
     TOO_MANY_TARGETS: "the image has more targets than the sizes allow that the solver was launched for",
+    INDEX_OUT_OF_RANGE: "query_index is neither -1 nor the index of a query",
+    REPEATED_INDEX: "two targets have the same query_index; match a query to at most one target",
 }
 _NO_FAULT = torch.iinfo(torch.int64).max
 _words: dict[torch.device, Tensor] = {}
@@ -46,7 +50,7 @@ def raise_faults() -> None:
 
 
 def _describe(fault: int) -> str:
-    position, code = divmod(fault, 4)
+    position, code = divmod(fault, 8)
     position, target = divmod(position, 1 << 20)
     position, image = divmod(position, 1 << 20)
     layer, group = divmod(position, 1 << 10)

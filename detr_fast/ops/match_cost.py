@@ -7,6 +7,7 @@ from torch import Tensor
 from detr_fast.ops.boxes import box_cxcywh_to_xyxy, box_iou, compute_dtype
 from detr_fast.ops.class_loss import focal_class_cost
 from detr_fast.ops.dispatch import register_op
+from detr_fast.ops.integers import as_integer
 from detr_fast.ops.targets import Targets, check_predictions
 from detr_fast.ops.weights import MatchWeights
 
@@ -38,12 +39,14 @@ def match_cost(
         float32 [L,T,Q] (float64 where logits and boxes are float64).
 
     Raises:
+        TypeError: ``groups`` is no integer.
         ValueError: shapes do not fit together, Q is not a multiple of ``groups``, or a label is out of range.
         BackendError: the backend asked for cannot run here.
     """
     if not isinstance(weights, MatchWeights):
         raise TypeError(f"weights must be MatchWeights, got {type(weights).__name__}")
     check_predictions(logits, boxes, targets, softmax=weights.class_cost == "softmax")
+    groups = as_integer("groups", groups)
     if groups < 1 or logits.shape[2] % groups:
         raise ValueError(f"{logits.shape[2]} queries cannot be divided into {groups} groups")
     return _match_cost(logits.detach(), boxes.detach(), targets, weights, backend=backend)

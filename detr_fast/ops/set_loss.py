@@ -12,6 +12,7 @@ from detr_fast.ops.custom_op import Differentiable, Scalar
 from detr_fast.ops.dispatch import register_op
 from detr_fast.ops.normalizers import at_least, count_boxes, count_class_weight
 from detr_fast.ops.targets import Targets, check_predictions
+from detr_fast.ops.tracing import is_tracing
 from detr_fast.ops.weights import LOSSES, LossWeights
 
 
@@ -28,26 +29,31 @@ def set_loss(
 ) -> dict[str, Tensor]:
     """Compute the class, L1 and GIoU loss of each layer (https://arxiv.org/abs/2005.12872, section 3.1, appendix A.2).
 
-    Differentiable in ``logits`` and ``boxes``. Pairs of index -1 contribute to no loss.
+    Differentiable in ``logits`` and ``boxes``. Pairs of index -1 contribute to no loss. A query is matched to at most
+    one target, as :func:`batch_linear_sum_assignment` does; two targets of one query are refused like an index that is
+    out of range: on the CPU by an error, in a CUDA kernel by a fault that :func:`raise_faults` raises.
 
     Args:
         logits: [L,B,Q,C], as in :func:`match_cost`; the last class is no-object with ``class_loss="softmax"``.
         boxes: [L,B,Q,4], predicted boxes, cxcywh in [0,1].
         targets: T targets of the same B images, on the same device.
         query_index: int64 [L,T] or [L,G,T], the query matched to each target, -1 for none, as
-            :func:`batch_linear_sum_assignment` returns it.
+            :func:`batch_linear_sum_assignment` returns it. The indices of an image are distinct within a layer, over
+            all groups.
         weights: how each loss is computed; the losses are returned unweighted.
         num_boxes: divisor of the box losses, and of the class losses other than cross-entropy. None: the number of
             targets or of matched pairs, as ``weights.normalizer`` says, at least 1. Distributed training passes its
-            mean over the ranks.
-        class_normalizer: divisor of the cross-entropy. None: the sum of its weights over all queries.
+            mean over the ranks. The losses are not differentiable in it.
+        class_normalizer: divisor of the cross-entropy. None: the sum of its weights over all queries. The losses are
+            not differentiable in it.
         backend: a backend by name, or None for the fastest.
 
     Returns:
         ``{"loss_ce", "loss_bbox", "loss_giou"}``, each float32 [L] (float64 where both inputs are).
 
     Raises:
-        ValueError: shapes do not fit together, or a label is out of range.
+        ValueError: shapes do not fit together; a label or an index is out of range; a query is matched to two targets;
+            or a divisor requires grad.
         BackendError: the backend asked for cannot run here.
     """
     losses, _ = _run(logits, boxes, targets, query_index, weights, num_boxes, class_normalizer, backend)
@@ -83,7 +89,7 @@ def weighted_set_loss(
         The sum, a scalar, and the losses as :func:`set_loss` returns them, without gradients.
 
     Raises:
-        ValueError: shapes do not fit together, or a label is out of range.
+        ValueError: as in :func:`set_loss`.
         BackendError: the backend asked for cannot run here.
     """
     losses, total = _run(logits, boxes, targets, query_index, weights, num_boxes, class_normalizer, backend)
@@ -113,6 +119,9 @@ def _run(
             f"query_index must be [L,T] or [L,G,T] with L={logits.shape[0]} and T={targets.num_targets}, "
             f"got {list(query_index.shape)}"
         )
+    for name, divisor in (("num_boxes", num_boxes), ("class_normalizer", class_normalizer)):
+        if isinstance(divisor, Tensor) and divisor.requires_grad:
+            raise ValueError(f"{name} requires grad, but the losses are not differentiable in it; pass {name}.detach()")
     query_index = query_index.to(torch.int64)
     num_queries, groups = logits.shape[2], query_index.shape[1]
     if num_boxes is None:
@@ -134,6 +143,10 @@ def _set_loss(
     class_normalizer: Scalar,
 ) -> tuple[Tensor, Tensor]:  # the losses [3,L] and their weighted sum []
     targets.check_label_values(logits.shape[3] - (weights.class_loss == "softmax"))
+    if targets.padded:  # rows that belong to no target
+        row = torch.arange(targets.num_targets, device=query_index.device)
+        query_index = query_index.where(row < targets.offsets[-1], -1)
+    _check_query_index(query_index, targets, logits.shape[2])
     dtype = compute_dtype(logits, boxes)
     logits, boxes = logits.to(dtype), boxes.to(dtype)
     loss_bbox, loss_giou, iou = _box_losses(boxes, targets, query_index, weights)
@@ -143,6 +156,31 @@ def _set_loss(
         loss_ce = _sigmoid_loss(logits, targets, query_index, iou, weights) / num_boxes
     losses = torch.stack((loss_ce, loss_bbox / num_boxes, loss_giou / num_boxes))
     return losses, weights.weighted_sum(losses)
+
+
+def _check_query_index(query_index: Tensor, targets: Targets, num_queries: int) -> None:
+    """Raise ValueError where an index is out of range or given twice; indices on a device or traced are not read."""
+    if is_tracing(query_index) or query_index.device.type != "cpu":
+        return
+    for pair in ((query_index < -1) | (query_index >= num_queries)).nonzero():
+        below = int(query_index[tuple(pair)]) < 0
+        reason = "below -1" if below else f"not below the number of queries, {num_queries}"
+        name = _name_pair(query_index, targets, pair)
+        raise ValueError(f"{name}, which is {reason}; use -1 for a target without a query")
+    pairs = (query_index >= 0).nonzero()  # [N,3]
+    layer, group, row = pairs.unbind(1)
+    query = (layer * targets.num_images + targets.image_index()[row]) * num_queries + query_index[layer, group, row]
+    order = query.argsort(stable=True)
+    repeated = order[1:][query[order].diff() == 0]
+    if len(repeated):
+        name = _name_pair(query_index, targets, pairs[repeated.min()])
+        raise ValueError(f"{name}, which another target of the image has; match a query to at most one target")
+
+
+def _name_pair(query_index: Tensor, targets: Targets, pair: Tensor) -> str:
+    layer, group, row = pair.tolist()
+    where = f"layer {layer}, " + (f"group {group}, " if query_index.shape[1] > 1 else "")
+    return f"{where}{targets.name_target(row)}: query_index is {int(query_index[layer, group, row])}"
 
 
 def _cross_entropy(logits: Tensor, targets: Targets, query_index: Tensor, weights: LossWeights) -> Tensor:
@@ -155,7 +193,7 @@ def _cross_entropy(logits: Tensor, targets: Targets, query_index: Tensor, weight
 def _sigmoid_loss(logits: Tensor, targets: Targets, query_index: Tensor, iou: Tensor, weights: LossWeights) -> Tensor:
     num_classes = logits.shape[-1]
     labels = scatter_to_queries(targets.labels, targets, query_index, logits.shape[2], fill=num_classes)
-    positive = one_hot(labels, num_classes + 1)[..., :-1].to(logits.dtype)  # [L,B,Q,C]
+    positive = one_hot(labels, num_classes + 1)[..., :-1].bool()  # [L,B,Q,C]
     if weights.class_loss == "focal":
         return focal_loss(logits, positive, weights).sum((1, 2, 3))
     loss = varifocal_loss if weights.class_loss == "varifocal" else ia_bce_loss

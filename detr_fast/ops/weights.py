@@ -26,7 +26,8 @@ class MatchWeights:
     class_cost: Literal["softmax", "focal"] = "softmax"
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
-    focal_eps: float = 1e-8  # added to a probability before its logarithm; with 0 the logarithm is taken of the logit
+    # Added to a probability before its logarithm; with 0 the logarithm is taken of the logit.
+    focal_eps: float = 1e-8
     l1_format: Literal["cxcywh", "xyxy"] = "cxcywh"
     giou_eps: float = 0.0  # smallest union and enclosure, in squared units of box_scale
     box_scale: float = 1.0  # boxes are multiplied by it before the GIoU; with giou_eps = 0 it changes nothing
@@ -142,6 +143,9 @@ class LossWeights:
         return sum(weighted, losses.new_zeros(()))
 
 
+_SMALLEST_EPS = 1e-30  # far enough from the smallest normal float32 that no backend rounds with it differently
+
+
 def _check_numbers(weights: MatchWeights | LossWeights) -> None:
     for field in fields(weights):
         value = getattr(weights, field.name)
@@ -153,6 +157,8 @@ def _check_numbers(weights: MatchWeights | LossWeights) -> None:
             raise ValueError(
                 f"{field.name} must be {'above' if field.name == 'box_scale' else 'at least'} 0, got {value}"
             )
+        if field.name.endswith("_eps") and 0 < value < _SMALLEST_EPS:
+            raise ValueError(f"{field.name} must be 0 or at least {_SMALLEST_EPS}, got {value}")
 
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -197,6 +197,77 @@ def test_a_cost_of_another_shape():
         _C.solve_batch(np.zeros((3, 4)), [3], 1, 1, False)
 
 
+ATTENTION = ["multi_scale_deformable_attention", "fused_deformable_attention"]
+
+
+def attention_arguments(function):
+    """Arguments of the function and of its backward function: levels of 2x3 and 1x1 cells, 2 and 1 points."""
+    sizes = {"shapes": [2, 3, 1, 1], "points_per_level": [2, 1], "discrete": False, "num_threads": 1}
+    value, grad = np.zeros((1, 7, 2, 8), np.float32), np.zeros((1, 4, 16), np.float32)
+    points, numbers = np.zeros((1, 4, 2, 3, 2), np.float32), np.zeros((1, 4, 2, 3), np.float32)
+    if function.startswith("multi"):
+        arrays = {"value": value, "locations": points, "weights": numbers}
+    else:
+        boxes = np.zeros((1, 4, 1, 4), np.float32)
+        arrays = {"value": value, "points": boxes, "offsets": points, "logits": numbers}
+        sizes["offset_scale"] = 0.5
+    gradients = {f"grad_{name}": array.copy() for name, array in arrays.items()}
+    return {**arrays, **sizes, "output": grad}, {**arrays, **sizes, "grad_output": grad, **gradients}
+
+
+@pytest.mark.parametrize("function", ATTENTION)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shapes": [2, 3, 1, 2]}, "value has 7 rows, but the levels have more cells"),
+        ({"shapes": [2, 3, 0, 1]}, "value has 7 rows, but the levels have 6 cells"),
+        ({"shapes": [2**62, 2**62, 1, 1]}, "more than 2"),
+        ({"shapes": [2**31 - 1, 2**31 - 1, 1, 1]}, "the levels have more cells"),
+        ({"shapes": [-2, -3, 1, 1]}, "a negative size"),
+        ({"shapes": [7, 1]}, "a height and a width for each of 2 levels, got 2 numbers"),
+        ({"points_per_level": [2, 2]}, "the levels have more than 3 points"),
+        ({"points_per_level": [2, 0]}, "a query has 3 points, but the levels have 2"),
+        ({"points_per_level": [4, -1]}, "the levels have more than 3 points"),
+        ({"points_per_level": [-1, 4]}, "a negative size"),
+    ],
+)
+def test_levels_that_do_not_fit(function, changes, message):
+    forward, backward = attention_arguments(function)
+    with pytest.raises(ValueError, match=message):
+        getattr(_C, function)(**forward | changes)
+    with pytest.raises(ValueError, match=message):
+        getattr(_C, f"{function}_backward")(**backward | changes)
+
+
+@pytest.mark.parametrize("function", ATTENTION)
+def test_arrays_of_attention_that_do_not_fit(function):
+    forward, backward = attention_arguments(function)
+    getattr(_C, function)(**forward)
+    getattr(_C, f"{function}_backward")(**backward)
+    for arguments, name in ((forward, function), (backward, f"{function}_backward")):
+        for key, array in arguments.items():
+            if not isinstance(array, np.ndarray):
+                continue
+            with pytest.raises(ValueError, match=r"got \[|have more cells"):
+                getattr(_C, name)(**arguments | {key: array[:, :-1].copy()})
+            with pytest.raises(ValueError, match=r"got \[|have more cells"):
+                getattr(_C, name)(**arguments | {key: array[0]})
+            with pytest.raises(TypeError):  # converted to float64, and not contiguous
+                getattr(_C, name)(**arguments | {key: array.astype(np.float64)})
+            with pytest.raises(TypeError):
+                getattr(_C, name)(**arguments | {key: array.repeat(2, -1)[..., ::2]})
+            moved = np.zeros(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
+            with pytest.raises(ValueError, match="must be aligned"):
+                getattr(_C, name)(**arguments | {key: moved})
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 3, 4), (1, 4, 1, 3), (1, 4, 0, 2)])
+def test_reference_points_that_do_not_fit(shape):
+    forward, _ = attention_arguments("fused_deformable_attention")
+    with pytest.raises(ValueError, match="points must"):
+        _C.fused_deformable_attention(**forward | {"points": np.zeros(shape, np.float32)})
+
+
 @pytest.mark.parametrize("change", [-1, 5, 10**8])
 def test_labels_changed_in_place_are_refused_as_by_the_reference(change):
     """The largest label that the targets remember is that of the labels they were built from."""

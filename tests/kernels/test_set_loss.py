@@ -39,9 +39,11 @@ def run(device):
 
 
 def test_mixed_dtypes_are_computed_in_float32(assert_as_good_as_pytorch, random_targets):
-    targets = random_targets([2], 3)
-    logits, boxes = torch.randn(1, 1, 5, 4).bfloat16(), torch.rand(1, 1, 5, 4, dtype=torch.float64)
-    assert_as_good_as_pytorch(logits, boxes, targets, torch.tensor([[[4, 1]]]))
+    torch.manual_seed(0)
+    targets = random_targets([9, 12], 3)
+    logits, boxes = torch.randn(4, 2, 20, 4).bfloat16(), torch.rand(4, 2, 20, 4, dtype=torch.float64)
+    index = random_index(torch.Generator().manual_seed(0), 4, 1, targets.sizes, 20)
+    assert_as_good_as_pytorch(logits, boxes, targets, index)
 
 
 @pytest.mark.slow
@@ -81,9 +83,12 @@ def test_golden_losses_and_gradients(device, golden, golden_case, case):
 
 
 def test_given_normalizers(assert_as_good_as_pytorch, random_targets):
-    logits, boxes, targets = torch.randn(1, 1, 5, 4), torch.rand(1, 1, 5, 4), random_targets([2], 3)
+    torch.manual_seed(0)
+    targets = random_targets([9, 12], 3)
+    logits, boxes = torch.randn(4, 2, 20, 4), torch.rand(4, 2, 20, 4)
+    index = random_index(torch.Generator().manual_seed(0), 4, 1, targets.sizes, 20)
     options = {"num_boxes": torch.tensor(8, dtype=torch.int64), "class_normalizer": 4.6}
-    assert_as_good_as_pytorch(logits, boxes, targets, torch.tensor([[[4, 1]]]), **options)
+    assert_as_good_as_pytorch(logits, boxes, targets, index, **options)
 
 
 def test_what_is_not_finite_shows(run, random_targets):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import Targets
-from detr_fast.ops.dispatch import Op
+from detr_fast.ops.dispatch import OPS, Op
 
 
 def assert_as_exact(result: Tensor, plain: Tensor | Sequence[Tensor], exact: Tensor | Sequence[Tensor]) -> None:
@@ -71,6 +71,11 @@ def run(op: Op, arguments: Sequence[Any], backend: str, device: torch.device, gr
 def _upstream(output: Tensor) -> Tensor:
     """A gradient of the output that differs from element to element and has both signs."""
     return torch.linspace(-1, 1.5, output.numel(), dtype=output.dtype, device=output.device).view(output.shape)
+
+
+def host_backends(op: str) -> list[str]:
+    """The backends of an op that run on the CPU without an interpreter; Triton's are tested with the kernels."""
+    return [name for name in OPS[op].backends if name != "triton"]
 
 
 def cast(arguments: Sequence[Any], dtype: torch.dtype) -> list[Any]:

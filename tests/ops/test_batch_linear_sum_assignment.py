@@ -8,8 +8,9 @@ import scipy.optimize
 import torch
 
 from detr_fast import ops
+from tests.ops.conformance import host_backends
 
-BACKENDS = ["cpp", "scipy"]
+BACKENDS = host_backends("batch_linear_sum_assignment")
 
 
 @pytest.mark.parametrize("case", "ABCDEFT")

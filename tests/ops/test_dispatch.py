@@ -11,9 +11,10 @@ from torch import Tensor
 
 import detr_fast.backends
 from detr_fast import ops, use_backend
-from detr_fast.backends import triton
+from detr_fast.backends import cpp, triton
 from detr_fast.ops import dispatch
 from detr_fast.ops.batch_linear_sum_assignment import Work
+from detr_fast.ops.custom_op import Differentiable
 from detr_fast.ops.dispatch import OPS, BackendError, Op, register_op
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -176,6 +177,21 @@ def test_without_triton_the_next_runs_and_triton_says_why_not(name, monkeypatch,
         OPS[name].choose(CUDA, "triton")
 
 
+@pytest.fixture
+def extension_is_not_built(monkeypatch):
+    monkeypatch.setattr(cpp, "_not_built", "the extension is not built")
+    Op._candidates.cache_clear()
+    yield
+    Op._candidates.cache_clear()
+
+
+def test_without_the_extension_the_next_runs_and_cpp_says_why_not(extension_is_not_built):
+    assert OPS["match_cost"].choose(CPU).name == "reference"
+    assert OPS["batch_linear_sum_assignment"].choose(CPU).name == "scipy"
+    with pytest.raises(BackendError, match="match_cost: backend 'cpp' cannot run on cpu: the extension is not built"):
+        OPS["match_cost"].choose(CPU, "cpp")
+
+
 def test_other_devices_have_no_kernels():
     with pytest.raises(BackendError, match="cannot run on mps: the kernels are written for CUDA devices"):
         OPS["match_cost"].choose(torch.device("mps"), "triton")
@@ -237,6 +253,15 @@ def test_larger_problems_need_more_of_them():
         assert kernels.batch_linear_sum_assignment_is_fastest(Work(problems, max_targets, 4096))
         fewer = kernels.batch_linear_sum_assignment_is_fastest(Work(problems - 1, max_targets, 4096))
         assert not fewer or problems == 1
+
+
+def _wrong(factor: float, x: Differentiable) -> Tensor:
+    return factor * x
+
+
+def test_differentiable_arguments_come_first():
+    with pytest.raises(TypeError, match="the differentiable arguments of _wrong must come first"):
+        Op("wrong", _wrong)
 
 
 def test_import_is_light():

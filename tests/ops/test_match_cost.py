@@ -7,16 +7,19 @@ import pytest
 import torch
 
 from detr_fast import MatchWeights, Targets, ops
+from tests.ops.conformance import host_backends
 
 CASES = "ABCDEFT"
+BACKENDS = host_backends("match_cost")
 PRESETS = [MatchWeights.detr(), MatchWeights.mmdet2(), MatchWeights.deformable()]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_golden_costs(golden, golden_case, case):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_golden_costs(golden, golden_case, case, backend):
     expected = golden("match_official")
-    own32 = ops.match_cost(*golden_case(case))
-    own64 = ops.match_cost(*golden_case(case, torch.float64))
+    own32 = ops.match_cost(*golden_case(case), backend=backend)
+    own64 = ops.match_cost(*golden_case(case, torch.float64), backend=backend)
     assert own32.dtype == torch.float32
     for layer in range(len(own32)):
         exact = expected[f"{case}/f64/L{layer}/cost"].T
@@ -32,11 +35,12 @@ def test_golden_costs(golden, golden_case, case):
     ("weights", "key"),
     [((1, 0, 0), "full_cost_class"), ((0, 1, 0), "full_cost_bbox"), ((0, 0, 1), "full_cost_giou")],
 )
-def test_golden_single_costs(golden, golden_case, case, weights, key):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_golden_single_costs(golden, golden_case, case, weights, key, backend):
     logits, boxes, targets = golden_case(case, torch.float64)
     full = torch.from_numpy(golden("match_official")[f"{case}/f64/L0/{key}"])
     full = full.view(logits.shape[1], logits.shape[2], -1)  # [B,Q,T], across images too
-    own = ops.match_cost(logits[:1], boxes[:1], targets, weights=MatchWeights(*weights))[0]
+    own = ops.match_cost(logits[:1], boxes[:1], targets, weights=MatchWeights(*weights), backend=backend)[0]
     expected = full[targets.image_index(), :, torch.arange(targets.num_targets)]
     torch.testing.assert_close(own, expected, rtol=0, atol=1e-12)
 

@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from detr_fast import LossWeights, MatchWeights, Targets, ops
+from tests.ops.conformance import host_backends
+
+BACKENDS = host_backends("set_loss")
 
 
 def _match(case):
@@ -19,10 +22,11 @@ def _total(losses, weights: LossWeights):
 
 @pytest.mark.parametrize("case", "ABCDEFT")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_golden_losses(golden, golden_case, case, dtype):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_golden_losses(golden, golden_case, case, dtype, backend):
     expected = golden("loss_official")
     inputs = golden_case(case, dtype)
-    losses = ops.set_loss(*inputs, _match(inputs))
+    losses = ops.set_loss(*inputs, _match(inputs), backend=backend)
     last = inputs.logits.shape[0] - 1
     for name, loss in losses.items():
         for layer in range(last + 1):
@@ -34,14 +38,15 @@ def test_golden_losses(golden, golden_case, case, dtype):
 
 
 @pytest.mark.parametrize("case", "ABCDEFT")
-def test_golden_gradients(golden, golden_case, case):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_golden_gradients(golden, golden_case, case, backend):
     expected = golden("loss_official")
     grads = {}
     for dtype in (torch.float32, torch.float64):
         logits, boxes, targets = golden_case(case, dtype)
         index = _match(golden_case(case, dtype))
         logits.requires_grad_(), boxes.requires_grad_()
-        _total(ops.set_loss(logits, boxes, targets, index), LossWeights()).backward()
+        _total(ops.set_loss(logits, boxes, targets, index, backend=backend), LossWeights()).backward()
         grads[dtype] = {"grad_logits": logits.grad.numpy(), "grad_boxes": boxes.grad.numpy()}
     for name in ("grad_logits", "grad_boxes"):
         theirs = expected[f"{case}/f32/{name}"]
@@ -56,11 +61,12 @@ def test_golden_gradients(golden, golden_case, case):
 @pytest.mark.parametrize(
     ("name", "wanted"), [("loss_ce", "d_logits"), ("loss_bbox", "d_boxes"), ("loss_giou", "d_boxes")]
 )
-def test_golden_gradients_of_single_losses(golden, golden_case, case, name, wanted):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_golden_gradients_of_single_losses(golden, golden_case, case, name, wanted, backend):
     logits, boxes, targets = golden_case(case, torch.float64)
     index = _match(golden_case(case, torch.float64))
     logits.requires_grad_(), boxes.requires_grad_()
-    ops.set_loss(logits, boxes, targets, index)[name][-1].backward()
+    ops.set_loss(logits, boxes, targets, index, backend=backend)[name][-1].backward()
     grad = (logits if wanted == "d_logits" else boxes).grad[-1]
     np.testing.assert_allclose(
         grad.numpy(), golden("loss_official")[f"{case}/f64/last/{name}/{wanted}"], rtol=1e-7, atol=1e-9

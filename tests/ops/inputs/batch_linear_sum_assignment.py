@@ -19,6 +19,9 @@ FAMILIES: dict[str, Callable[[Rng, tuple[int, ...]], Tensor]] = {
     "contended": lambda rng, shape: torch.rand(shape[-1], generator=rng) + 0.01 * torch.rand(shape, generator=rng),
     "forbidden": lambda rng, shape: forbid(torch.rand(shape, generator=rng, dtype=torch.float64), rng),
 }
+# In thirds, rounded to float64: the dual of a column rises by rounding, so that the cheapest column of the third row is
+# no longer the nearest.
+ROUNDED_DUALS = [[4, 4, 3, 3], [2, 3, 1, 2], [2, 2, 2, 3]]
 SIZES = {
     "fewer, as many and more targets": ([3, 0, 6, 11, 1], 6, 1),
     "one": ([1], 1, 1),
@@ -37,6 +40,7 @@ def conformance_cases() -> Iterator[Case]:
     yield Case("no layer", lambda dtype, rng: arguments(dtype, rng, 0, [3], 5, 1, "uniform"))
     yield Case("strided", _strided)
     yield Case("padded", _padded)
+    yield Case("rounded duals", _rounded_duals)
     yield Case("infeasible and marked", _infeasible)
     for number in range(4):
         yield Case(f"random {number}", _random)
@@ -67,6 +71,11 @@ def _padded(dtype: torch.dtype, rng: Rng) -> tuple[Any, ...]:
     """Two rows of the cost belong to no target."""
     cost, *_ = arguments(dtype, rng, 2, [2, 3, 2], 5, 1, "uniform")
     return cost, [], offsets_of([2, 3], cost.device), 5, 1, 1, False, "mark"
+
+
+def _rounded_duals(dtype: torch.dtype, rng: Rng) -> tuple[Any, ...]:
+    cost = (torch.tensor(ROUNDED_DUALS, dtype=torch.float64) / 3).to(dtype)
+    return cost[None], [3], None, 3, 1, 1, False, "mark"
 
 
 def _infeasible(dtype: torch.dtype, rng: Rng) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from tests.ops.inputs import Case, Rng, integer
-from tests.ops.inputs.batch_linear_sum_assignment import FAMILIES
+from tests.ops.inputs.batch_linear_sum_assignment import FAMILIES, ROUNDED_DUALS
 
 
 def conformance_cases() -> Iterator[Case]:
@@ -21,6 +21,10 @@ def conformance_cases() -> Iterator[Case]:
                 )
     for shape in ((0, 3), (3, 0), (1, 1), (1, 5)):
         yield Case(f"shape {shape}", lambda dtype, rng, shape=shape: _arguments(dtype, rng, "uniform", shape, False))
+    yield Case(
+        "rounded duals",
+        lambda dtype, rng: ((torch.tensor(ROUNDED_DUALS, dtype=torch.float64) / 3).to(dtype), False),
+    )
     for number in range(4):
         yield Case(
             f"random {number}",

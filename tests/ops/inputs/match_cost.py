@@ -22,6 +22,7 @@ WEIGHTS = {
     "corners, gamma 3": MatchWeights(
         class_cost="focal", focal_gamma=3.0, focal_eps=0.0, l1_format="xyxy", giou_eps=1e-6, box_scale=1333.0
     ),
+    "areas below the smallest": MatchWeights(giou_eps=0.05, box_scale=0.75),
 }
 # Layers, targets of each image, queries, logits.
 SHAPES = {
@@ -32,6 +33,7 @@ SHAPES = {
     "no query": (1, [2], 0, 4),
     "more targets than queries": (1, [150, 2], 10, 92),
     "many classes": (2, [0, 5, 0], 33, 366),
+    "many targets and queries": (1, [130], 257, 33),
 }
 
 
@@ -50,6 +52,10 @@ def conformance_cases() -> Iterator[Case]:
             f"logits far from 0, {kind}",
             lambda dtype, rng, kind=kind, spread=spread: _arguments(dtype, rng, 1, [4], 9, 19, WEIGHTS[kind], spread),
         )
+    yield Case(  # the exponential of every largest logit overflows
+        "logits beyond 88, detr", lambda dtype, rng: _arguments(dtype, rng, 1, [4], 9, 3, WEIGHTS["detr"], 1000.0)
+    )
+    yield Case("saturated scores, focal of the logit", _saturated)
     for kind in ("detr", "mmdet2", "deformable"):
         yield Case(f"boxes without area, {kind}", lambda dtype, rng, kind=kind: _flat(dtype, rng, WEIGHTS[kind]))
     for number in range(4):
@@ -68,6 +74,13 @@ def _arguments(
 ) -> tuple[Any, ...]:
     predicted = predictions(rng, layers, len(sizes), queries, num_logits, dtype, spread)
     return *predicted, targets(rng, sizes, num_logits - 1), weights
+
+
+def _saturated(dtype: torch.dtype, rng: Rng) -> tuple[Any, ...]:
+    """Scores so close to 1 that the logarithm of the score is small, with the class cost alone."""
+    logits, boxes = predictions(rng, 1, 1, 9, 6, dtype)
+    weights = MatchWeights(1.0, 0.0, 0.0, class_cost="focal", focal_gamma=0.0, focal_alpha=1.0, focal_eps=0.0)
+    return logits.abs() + 10, boxes, targets(rng, [4], 6), weights
 
 
 def _flat(dtype: torch.dtype, rng: Rng, weights: MatchWeights) -> tuple[Any, ...]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ SHAPES = {
     "more targets than queries": (2, [3, 0, 9, 40], 7, 5, 1),
     "groups": (1, [2, 5], 13, 92, 3),
     "many classes": (1, [2, 5], 13, 366, 1),
+    "many targets and queries": (1, [130], 257, 33, 1),
 }
 
 
@@ -48,6 +50,8 @@ def conformance_cases() -> Iterator[Case]:
                 f"{name}, {kind}",
                 lambda dtype, rng, shape=shape, kind=kind: _arguments(dtype, rng, *shape, WEIGHTS[kind]),
             )
+    for kind in ("deformable", "rt_detr", "lw_detr"):
+        yield Case(f"small losses, {kind}", lambda dtype, rng, kind=kind: _small(dtype, rng, WEIGHTS[kind]))
     for kind in ("detr", "mmdet2", "lw_detr"):
         yield Case(f"degenerate boxes, {kind}", lambda dtype, rng, kind=kind: _degenerate(dtype, rng, WEIGHTS[kind]))
     yield Case("divisors on the device", _tensor_divisors)
@@ -83,6 +87,14 @@ def _arguments(
     predicted = predictions(rng, layers, len(sizes), groups * queries, num_logits, dtype, spread)
     index = random_index(rng, layers, groups, sizes, queries)
     return *predicted, targets(rng, sizes, num_logits - 1), index, weights, float(max(1, sum(sizes))), 7.5
+
+
+def _small(dtype: torch.dtype, rng: Rng, weights: LossWeights) -> tuple[Any, ...]:
+    """Scores near 0 and no match, so that the class loss is small in every term, without focusing."""
+    arguments = list(_arguments(dtype, rng, 1, [3], 6, 5, 1, replace(weights, focal_gamma=0.0)))
+    arguments[0] = -arguments[0].abs() - 10
+    arguments[3] = torch.full_like(arguments[3], -1)
+    return tuple(arguments)
 
 
 def _degenerate(dtype: torch.dtype, rng: Rng, weights: LossWeights) -> tuple[Any, ...]:
