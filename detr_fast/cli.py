@@ -82,7 +82,12 @@ def convert(options: Namespace) -> None:
 
     print(
         convert_checkpoint(
-            options.source, options.target, options.to, num_classes=options.classes, num_heads=options.num_heads
+            options.source,
+            options.target,
+            options.to,
+            num_classes=options.classes,
+            num_heads=options.num_heads,
+            norm_between_layers=options.norm_between_layers,
         )
     )
 
@@ -193,6 +198,8 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
         convert_classes = "convert the class head between COCO's 91 raw ids and its 80 contiguous classes"
         add("--classes", type=int, choices=[80, 91], help=convert_classes)
         add("--num_heads", type=PositiveInt, default=8, help="attention heads of the transformer")
+        norm_between_layers = "the decoder normalizes between its layers (Hugging Face's auxiliary_loss)"
+        add("--norm_between_layers", action="store_true", help=norm_between_layers)
 
 
 def _resolve_configs(arguments: Sequence[str], parser: ArgumentParser) -> list[str]:

@@ -35,6 +35,8 @@ class ModelConfig:
         num_queries: number of queries, which is the maximum number of objects that are detected in an image.
         position_encoding: sine or learned.
         pre_norm: normalize the input of each sublayer instead of its output.
+        norm_between_layers: normalize the input of each decoder layer after the first, too, as transformers' DETR does
+            with auxiliary_loss=True.
         weights: weights to start from: a file, the directory of a saved model, or the id of a Hugging Face Hub
             repository.
         backbone_weights: a file of ImageNet weights of the backbone with torchvision's names.
@@ -50,6 +52,7 @@ class ModelConfig:
     num_queries: int = 100
     position_encoding: Literal["sine", "learned"] = "sine"
     pre_norm: bool = False
+    norm_between_layers: bool = False
     weights: str | None = None
     backbone_weights: str | None = None
 

@@ -57,6 +57,7 @@ FIXED = (
     "model.num_queries",
     "model.position_encoding",
     "model.pre_norm",
+    "model.norm_between_layers",
     "model.weights",
     "optim.accumulate",
     "optim.ema_decay",
