@@ -96,7 +96,7 @@ def check_data(options: Namespace) -> int:
     """Report every fault of a data set; the exit status is 1 if there are any."""
     from detr_fast.data import check_dataset, count_faults, describe_counts
 
-    faults = check_dataset(options.images, options.annotations)
+    faults = check_dataset(options.images, options.annotations, num_queries=options.num_queries)
     for fault in faults:
         print(fault)
     print(f"{len(faults)} faults: {describe_counts(count_faults(faults))}" if faults else "no faults")
@@ -181,6 +181,8 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
     if command in ("eval", "check-data"):
         add("--images", required=True, help="directory of the images")
         add("--annotations", required=True, help="COCO detection JSON")
+    if command == "check-data":
+        add("--num_queries", type=PositiveInt, default=100, help="queries of the model to train, one for each object")
     if command == "eval":
         add("--batch_size", type=PositiveInt, default=2, help="images per batch on each rank")
         add("--num_workers", type=NonNegativeInt, default=2, help="processes that load images on each rank")

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +89,15 @@ class Annotations:
     offsets: list[int]
     faults: list[Fault]
 
+    def many_objects(self, file: str, num_queries: int) -> list[Fault]:
+        """Return a fault of the annotation file for each image with more objects than a model has queries."""
+        counts = [end - start for start, end in pairwise(self.offsets)]
+        return [
+            Fault(FaultKind.MANY_OBJECTS, file, image.id, None, f"{count} objects, but {num_queries} queries")
+            for image, count in zip(self.images, counts, strict=True)
+            if count > num_queries
+        ]
+
 
 def read_annotations(
     annotation_file: str | Path, image_dir: str | Path, categories: Sequence[Category] | None = None
@@ -124,6 +134,7 @@ def read_annotations(
     objects = _read_objects(content["annotations"], sizes, labels, file, faults)
     counts = [len(objects.get(image.id, ())) for image in images]
     rows = [row for image in images for row in objects.get(image.id, ())]
+    faults += _faults_of_all(rows, sizes, file)
     return Annotations(
         categories=tuple(categories),
         images=images,
@@ -248,6 +259,15 @@ def _read_objects(
             box = [left, top, left + width, top + height]
             objects.setdefault(entry["image_id"], []).append((labels[entry["category_id"]], box))
     return objects
+
+
+def _faults_of_all(rows: list[tuple[int, list[float]]], sizes: Mapping[int, Size | None], file: str) -> Iterator[Fault]:
+    """Yield the faults that concern all objects together."""
+    if not rows:
+        yield Fault(FaultKind.NO_ANNOTATION, file, None, None, "there is nothing to learn, and nothing to find")
+    elif all(0 <= value <= 1 for _, box in rows for value in box) and (1, 1) not in sizes.values():
+        message = f"all {len(rows)} boxes lie in the first pixel of their image; COCO's boxes are in pixels"
+        yield Fault(FaultKind.BOXES_AS_FRACTIONS, file, None, None, message)
 
 
 def _usable_annotations(

@@ -9,13 +9,22 @@ from detr_fast.data.annotations import ImageEntry, read_annotations
 from detr_fast.data.faults import Fault
 from detr_fast.images import ImageError, read_image
 
+DEFAULT_QUERIES = 100  # of DETR
 
-def check_dataset(image_dir: str | Path, annotation_file: str | Path, *, num_workers: int | None = None) -> list[Fault]:
+
+def check_dataset(
+    image_dir: str | Path,
+    annotation_file: str | Path,
+    *,
+    num_queries: int = DEFAULT_QUERIES,
+    num_workers: int | None = None,
+) -> list[Fault]:
     """Find all faults of a data set in COCO detection format; every image is decoded completely.
 
     Args:
         image_dir: The directory to which the file names in the annotation file are relative.
         annotation_file: COCO detection JSON.
+        num_queries: Number of queries of the model, which is the number of objects that it can find in an image.
         num_workers: Number of threads that decode images; None for the default of ``ThreadPoolExecutor``.
 
     Returns:
@@ -27,7 +36,8 @@ def check_dataset(image_dir: str | Path, annotation_file: str | Path, *, num_wor
     annotations = read_annotations(annotation_file, image_dir)
     with ThreadPoolExecutor(num_workers) as pool:
         found = list(pool.map(_image_fault, annotations.images))
-    return annotations.faults + [fault for fault in found if fault is not None]
+    many_objects = annotations.many_objects(str(annotation_file), num_queries)
+    return annotations.faults + many_objects + [fault for fault in found if fault is not None]
 
 
 def _image_fault(entry: ImageEntry) -> Fault | None:

@@ -143,6 +143,13 @@ class CocoDetection(Dataset[Sample | None]):
         report = self.report
         return f"{line}; faults: {describe_counts(report)}" if report else line
 
+    def describe_many_objects(self, num_queries: int) -> str | None:
+        """Describe the images with more objects than a model has queries in one line; None if there are none."""
+        faults = self._annotations.many_objects(self.annotation_file, num_queries)
+        if not faults:
+            return None
+        return f"{describe_counts(count_faults(faults))}; the first is {faults[0]}"
+
     def digest(self) -> str:
         """Return a SHA-256 checksum of the categories, and of the ids, boxes and labels of the images that are used."""
         found = self._annotations

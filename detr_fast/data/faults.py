@@ -36,6 +36,9 @@ class FaultKind(StrEnum):
     BOX_WITHOUT_AREA = "box without area"
     BOX_OUTSIDE_IMAGE = "box outside the image"
     BOX_BEYOND_IMAGE = "box beyond the image's edge"
+    BOXES_AS_FRACTIONS = "boxes as fractions"
+    NO_ANNOTATION = "no usable annotation"
+    MANY_OBJECTS = "more objects than queries"
 
     @property
     def treatment(self) -> str:
@@ -55,6 +58,9 @@ _TREATMENTS = {
     FaultKind.UNREADABLE_IMAGE: "replaced in training, skipped in evaluation",
     FaultKind.WRONG_IMAGE_SIZE: "the size of the file is used",
     FaultKind.BOX_BEYOND_IMAGE: "clipped",
+    FaultKind.BOXES_AS_FRACTIONS: "taken as pixels nevertheless",
+    FaultKind.NO_ANNOTATION: "refused in training",
+    FaultKind.MANY_OBJECTS: "at most one object for each query is learned and found",
 }
 
 

@@ -181,6 +181,9 @@ class TrainConfig:
         _check_minimum(self, "", epochs=1, eval_every=1, checkpoint_every=0, checkpoint_steps=0, log_every=1, seed=0)
         if self.seed > MAX_SEED:
             raise ConfigError(f"seed must be at most {MAX_SEED}, got {self.seed}")
+        for name, value in (("match.class_cost", self.match.class_cost), ("loss.class_loss", self.loss.class_loss)):
+            if value != "softmax":
+                raise ConfigError(f"{name} must be softmax, since the model has a no-object class; got {value}")
 
 
 def as_plain_data(config: TrainConfig) -> dict[str, Any]:

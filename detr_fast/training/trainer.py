@@ -70,6 +70,9 @@ class Trainer:
         )
         self._described = ""
         self._describe_data()
+        for dataset in (self.data.dataset, self.val_dataset):
+            if many_objects := dataset.describe_many_objects(config.model.num_queries):
+                self._say(f"model.num_queries is too small: {many_objects}")
 
         set_seed(config.seed)
         architecture = config.model

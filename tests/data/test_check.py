@@ -63,3 +63,31 @@ def test_an_unusable_annotation_file_is_an_error(folder: Any) -> None:
     folder.file.write_text("")
     with pytest.raises(DataError, match="is empty"):
         check_dataset(folder.images, folder.file)
+
+
+@pytest.mark.parametrize("crowd", [False, True])
+def test_no_annotations_at_all_are_reported(folder: Any, crowd: bool) -> None:
+    folder.content["annotations"] = [folder.annotation(1, 10, 7, [4, 6, 10, 12], iscrowd=1)] if crowd else []
+    folder.write()
+    assert [fault.kind for fault in check_dataset(folder.images, folder.file)] == [FaultKind.NO_ANNOTATION]
+    assert "no usable annotation" in CocoDetection(folder.images, folder.file, Resize(30)).describe()
+
+
+def test_boxes_as_fractions_are_reported(folder: Any) -> None:
+    for entry in folder.content["annotations"]:
+        left, top, width, height = entry["bbox"]
+        entry["bbox"] = [left / 40, top / 30, width / 40, height / 30]
+    folder.write()
+    (fault,) = check_dataset(folder.images, folder.file)
+    assert fault.kind == FaultKind.BOXES_AS_FRACTIONS
+    assert "all 3 boxes lie in the first pixel of their image; COCO's boxes are in pixels" in str(fault)
+    assert CocoDetection(folder.images, folder.file, Resize(30)).report == {fault.kind: 1}
+    folder.content["annotations"][0]["bbox"] = [0, 0, 1, 2]
+    folder.write()
+    assert not check_dataset(folder.images, folder.file)
+
+
+def test_more_objects_than_queries_are_reported(folder: Any) -> None:
+    assert not check_dataset(folder.images, folder.file, num_queries=2)
+    (fault,) = check_dataset(folder.images, folder.file, num_queries=1)
+    assert (fault.kind, fault.image_id, fault.message) == (FaultKind.MANY_OBJECTS, 10, "2 objects, but 1 queries")

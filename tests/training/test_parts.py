@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from detr_fast import LossWeights, MatchWeights
 from detr_fast.training import ConfigError, OptimConfig, TrainingError, coco_metrics
 from detr_fast.training.monitor import LossMonitor, MetricsLog, read_metrics
 from detr_fast.training.optim import build_ema, build_optimizer, build_scheduler
@@ -162,3 +164,10 @@ def test_random_states_come_back(tmp_path):
 def test_values_of_the_wrong_type_are_refused_by_name(options, message):
     with pytest.raises(ConfigError, match=message):
         OptimConfig(**options)
+
+
+def test_losses_for_models_without_a_no_object_class_are_refused(config):
+    settings = config()
+    for changed in ({"loss": LossWeights.deformable()}, {"match": MatchWeights.deformable()}):
+        with pytest.raises(ConfigError, match=r"(loss.class_loss|match.class_cost) must be softmax, .* got focal"):
+            replace(settings, **changed)
