@@ -125,7 +125,7 @@ def _run_command(arguments: Sequence[str]) -> int | str | None:
     command = next((argument for argument in arguments if argument in COMMANDS), None)
     parser = _build_parser(command)
     parsed = parser.parse_args(_resolve_configs(arguments, parser))
-    from detr_fast.training import USER_ERRORS, Stopped
+    from detr_fast.training import USER_ERRORS, Stopped, leave_ranks
 
     try:
         options = parser.instantiate(parsed)[parsed.subcommand]
@@ -140,6 +140,8 @@ def _run_command(arguments: Sequence[str]) -> int | str | None:
         return 130
     except USER_ERRORS as error:
         return f"detr-fast: {error}"
+    finally:
+        leave_ranks()
 
 
 def _build_parser(command: str | None) -> ArgumentParser:

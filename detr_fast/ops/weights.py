@@ -155,9 +155,9 @@ def check_agreement(match: MatchWeights, loss: LossWeights) -> None:
     """
     if (match.class_cost == "softmax") != (loss.class_loss == "softmax"):
         raise ValueError(
-            f"class_cost={match.class_cost!r} and class_loss={loss.class_loss!r} do not go together: softmax takes the "
-            "last logit as no-object, all others take each logit as a class of its own; use MatchWeights and LossWeights "
-            "of the same preset"
+            f"class_cost={match.class_cost!r} and class_loss={loss.class_loss!r} do not go together: softmax takes "
+            "the last logit as no-object, the others take each logit as a class; use the MatchWeights and LossWeights "
+            "of one preset"
         )
 
 

@@ -104,11 +104,11 @@ class OptimConfig:
 
     Args:
         lr: learning rate of the transformer and the heads.
-        backbone_lr: learning rate of the backbone.
+        backbone_lr: learning rate of the backbone; 0 freezes it.
         weight_decay: weight decay of AdamW.
         clip_norm: maximum norm of the gradient; 0 disables clipping.
         schedule: step multiplies the learning rate by 0.1 after drop_epoch; cosine anneals it to 0.
-        drop_epoch: epoch after which the step schedule lowers the learning rate.
+        drop_epoch: epoch after which the step schedule lowers the learning rate; null for two thirds of the epochs.
         warmup_steps: optimizer steps over which the learning rate rises from 0.
         accumulate: batches whose gradients are accumulated for an optimizer step.
         ema_decay: decay of an exponential moving average of the weights, which is then evaluated and saved as the
@@ -123,7 +123,7 @@ class OptimConfig:
     weight_decay: float = 1e-4
     clip_norm: float = 0.1
     schedule: Literal["step", "cosine"] = "step"
-    drop_epoch: int = 200
+    drop_epoch: int | None = None
     warmup_steps: int = 0
     accumulate: int = 1
     ema_decay: float = 0.0
@@ -131,7 +131,9 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _check_types(self, "optim.")
         _check_minimum(self, "optim.", lr=0, backbone_lr=0, weight_decay=0, clip_norm=0)
-        _check_minimum(self, "optim.", drop_epoch=0, warmup_steps=0, accumulate=1)
+        _check_minimum(self, "optim.", warmup_steps=0, accumulate=1)
+        if self.drop_epoch is not None:
+            _check_minimum(self, "optim.", drop_epoch=0)
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"optim.ema_decay must be at least 0 and below 1, got {self.ema_decay}")
 

@@ -18,6 +18,7 @@ from hotcoco import COCO, COCOeval
 from detr_fast.data import Batch, Category, CocoDetection, Resize
 from detr_fast.models import DETR, postprocess
 from detr_fast.training.loading import build_eval_data
+from detr_fast.training.ranks import build_accelerator
 
 METRICS = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
@@ -207,8 +208,9 @@ def evaluate_model(
     Raises:
         CheckpointError: The model cannot be loaded.
         DataError: The data set cannot be used.
+        ConfigError: The device does not support the precision, or the launched processes are no ranks.
     """
-    accelerator = Accelerator(mixed_precision=mixed_precision)
+    accelerator = build_accelerator(mixed_precision=mixed_precision)
     detector = DETR.from_pretrained(model).to(accelerator.device)
     categories = None if detector.categories is None else [Category(c["id"], c["name"]) for c in detector.categories]
     dataset, loader = build_eval_data(
