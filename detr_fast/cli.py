@@ -58,7 +58,7 @@ def evaluate(options: Namespace) -> None:
     """Evaluate a saved model on COCO-format data."""
     from detr_fast.training import evaluate_model
 
-    arguments = {name: options[name] for name in ("batch_size", "num_workers", "mixed_precision")}
+    arguments = {name: options[name] for name in ("batch_size", "num_workers", "mixed_precision", "orientation")}
     metrics = evaluate_model(options.model, options.images, options.annotations, **arguments)
     if metrics:
         if options.output:
@@ -96,7 +96,9 @@ def check_data(options: Namespace) -> int:
     """Report every fault of a data set; the exit status is 1 if there are any."""
     from detr_fast.data import check_dataset, count_faults, describe_counts
 
-    faults = check_dataset(options.images, options.annotations, num_queries=options.num_queries)
+    faults = check_dataset(
+        options.images, options.annotations, num_queries=options.num_queries, orientation=options.orientation
+    )
     for fault in faults:
         print(fault)
     print(f"{len(faults)} faults: {describe_counts(count_faults(faults))}" if faults else "no faults")
@@ -183,6 +185,8 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
     if command in ("eval", "check-data"):
         add("--images", required=True, help="directory of the images")
         add("--annotations", required=True, help="COCO detection JSON")
+        orientation = "what boxes refer to in images with an EXIF orientation, where the stated size does not tell"
+        add("--orientation", choices=["upright", "stored"], default="upright", help=orientation)
     if command == "check-data":
         add("--num_queries", type=PositiveInt, default=100, help="queries of the model to train, one for each object")
     if command == "eval":

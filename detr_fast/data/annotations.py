@@ -8,7 +8,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from PIL import Image
@@ -25,7 +25,9 @@ from detr_fast.data.rules import (
     is_int64,
     stated_size,
 )
-from detr_fast.images import ImageError
+from detr_fast.images import ImageError, decode_image
+
+Orientation: TypeAlias = Literal["upright", "stored"]
 
 _SECTIONS = ("images", "annotations", "categories")
 _FORMAT = 'COCO detection annotations are a JSON object with the lists "images", "annotations" and "categories"'
@@ -56,12 +58,37 @@ class ImageEntry(NamedTuple):
     path: str
     size: Size | None
 
-    def size_fault(self, image: Image.Image) -> Fault | None:
-        """Return a fault if the size of the image is not the stated size, else None."""
-        if self.size is None or self.size == image.size:
-            return None
-        message = "the image is {} x {}, the annotation file says {} x {}".format(*image.size, *self.size)
-        return Fault(FaultKind.WRONG_IMAGE_SIZE, self.path, self.id, None, message)
+    def read(self, orientation: Orientation) -> tuple[Image.Image, list[Fault]]:
+        """Decode the image, turned so that its boxes fit, and return it with the faults of the file.
+
+        The boxes of an image with an EXIF orientation are those of the upright image if its stated size is that of the
+        upright image only, and those of the stored pixels if it is that of the stored pixels only.
+
+        Args:
+            orientation: What the boxes refer to where the stated size does not tell.
+
+        Raises:
+            ImageError: The image cannot be read.
+        """
+        decoded = decode_image(self.path)
+        stored, upright = decoded.image, decoded.upright()
+        faults = []
+        fits = [self.size == stored.size, self.size == upright.size]
+        is_upright = fits[1] if fits[0] != fits[1] else orientation == "upright"
+        image = upright if is_upright else stored
+        if decoded.orientation != 1:
+            told_by = "the stated size" if fits[0] != fits[1] else f"the setting orientation={orientation}"
+            message = "the EXIF orientation is {}; the boxes are taken for the {} image of {} x {}, by {}".format(
+                decoded.orientation, "upright" if is_upright else "stored", *image.size, told_by
+            )
+            faults.append(Fault(FaultKind.TURNED_IMAGE, self.path, self.id, None, message))
+        if decoded.depth in (8, 12):
+            message = f"the values are taken to have {decoded.depth} bits, which represent the largest of them"
+            faults.append(Fault(FaultKind.UNUSUAL_DEPTH, self.path, self.id, None, message))
+        if self.size not in (None, image.size):
+            message = "the image is {} x {}, the annotation file says {} x {}".format(*image.size, *self.size)
+            faults.append(Fault(FaultKind.WRONG_IMAGE_SIZE, self.path, self.id, None, message))
+        return image, faults
 
     def unreadable(self, error: ImageError) -> Fault:
         """Return the fault that stands for an ``error`` which was raised when the image was read."""

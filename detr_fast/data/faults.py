@@ -26,6 +26,8 @@ class FaultKind(StrEnum):
     MISSING_IMAGE = "missing image"
     UNREADABLE_IMAGE = "unreadable image"
     WRONG_IMAGE_SIZE = "wrong image size"
+    TURNED_IMAGE = "image with an EXIF orientation"
+    UNUSUAL_DEPTH = "fewer bits than the mode of the image"
     MALFORMED_ANNOTATION = "malformed annotation"
     DUPLICATE_ANNOTATION = "duplicate annotation id"
     UNKNOWN_IMAGE = "unknown image"
@@ -57,6 +59,8 @@ _TREATMENTS = {
     FaultKind.RENAMED_CATEGORY: "treated as the same",
     FaultKind.UNREADABLE_IMAGE: "replaced in training, skipped in evaluation",
     FaultKind.WRONG_IMAGE_SIZE: "the size of the file is used",
+    FaultKind.TURNED_IMAGE: "turned as its boxes are",
+    FaultKind.UNUSUAL_DEPTH: "scaled",
     FaultKind.BOX_BEYOND_IMAGE: "clipped",
     FaultKind.BOXES_AS_FRACTIONS: "taken as pixels nevertheless",
     FaultKind.NO_ANNOTATION: "refused in training",

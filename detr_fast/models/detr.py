@@ -224,13 +224,14 @@ class DETR(
 
         Args:
             images: One image or a sequence of them. Each is a path, a PIL image, an array (uint8 [H,W,3] or [H,W]) or a
-                tensor (uint8 [3,H,W], or floating point [3,H,W] in [0,1]), not normalized.
+                tensor (uint8 [3,H,W], or floating point [3,H,W] in [0,1]), not normalized. The image of a path is
+                turned upright by its EXIF orientation; the others are taken as they are.
             threshold: Minimum score of the detections that are returned.
             batch_size: Number of images per forward pass.
 
         Returns:
             For each image a dictionary on the CPU with ``scores`` float [n] in descending order, ``labels`` int64 [n],
-            and ``boxes`` float [n,4], xyxy in pixels of the given image and clipped to it.
+            and ``boxes`` float [n,4], xyxy in pixels of the given (upright) image and clipped to it.
 
         Raises:
             ImageError: An image cannot be read, or its dtype, shape or range is not supported.

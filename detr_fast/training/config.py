@@ -71,6 +71,8 @@ class DataConfig:
         val_annotations: COCO detection JSON of the validation images.
         batch_size: images per batch on each rank.
         num_workers: processes that load images on each rank.
+        orientation: what the boxes of an image with an EXIF orientation refer to where its stated size does not tell,
+            the upright image or the pixels as stored.
         augmentation: augmentation of the training images.
         eval_size: length of the shorter side of an image in evaluation and prediction, in pixels.
         eval_max_size: maximum length of the longer side in evaluation and prediction, in pixels.
@@ -85,6 +87,7 @@ class DataConfig:
     val_annotations: str
     batch_size: int = 2
     num_workers: int = 2
+    orientation: Literal["upright", "stored"] = "upright"
     augmentation: Augmentation = field(default_factory=Augmentation)
     eval_size: int = 800
     eval_max_size: int | None = 1333

@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from hotcoco import COCO, COCOeval
 
 from detr_fast.data import Batch, Category, CocoDetection, Resize
+from detr_fast.data.annotations import Orientation
 from detr_fast.models import DETR, postprocess
 from detr_fast.training.loading import build_eval_data
 from detr_fast.training.ranks import build_accelerator
@@ -190,6 +191,7 @@ def evaluate_model(
     batch_size: int = 2,
     num_workers: int = 2,
     mixed_precision: str = "no",
+    orientation: Orientation = "upright",
 ) -> dict[str, Any]:
     """Evaluate a saved model on COCO-format data, on all ranks of the launch.
 
@@ -201,6 +203,7 @@ def evaluate_model(
         batch_size: Images per batch on each rank.
         num_workers: Processes that load images on each rank.
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
+        orientation: As for :class:`~detr_fast.data.CocoDetection`.
 
     Returns:
         The metrics of :func:`coco_metrics`.
@@ -221,5 +224,6 @@ def evaluate_model(
         categories=categories,
         batch_size=batch_size,
         num_workers=num_workers,
+        orientation=orientation,
     )
     return evaluate(detector, loader, dataset, accelerator)

@@ -47,6 +47,7 @@ FIXED = (
     "data.batch_size",  # the product with the number of ranks
     "data.eval_max_size",
     "data.eval_size",
+    "data.orientation",
     "model.backbone",
     "model.backbone_weights",
     "model.dim_feedforward",

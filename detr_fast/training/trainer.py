@@ -70,6 +70,7 @@ class Trainer:
             categories=self.data.dataset.categories,
             batch_size=config.data.batch_size,
             num_workers=config.data.num_workers,
+            orientation=config.data.orientation,
         )
         check_agreement(self.accelerator, self._facts())
         self._described = ""
