@@ -18,7 +18,7 @@ from detr_fast.checkpoints.state_dict import CheckpointError, save_state_dict
 from detr_fast.images import MAX_SIDE, is_side
 from detr_fast.models.inference import ImageInput, predict
 from detr_fast.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
-from detr_fast.models.resnet import build_backbone
+from detr_fast.models.resnet import ResNet, build_backbone
 from detr_fast.models.transformer import Transformer
 
 _CONFIG = "config.json"
@@ -201,7 +201,8 @@ class DETR(
             ValueError: The shape or the dtype of images or mask is wrong.
         """
         _check_batch(images, mask)
-        features = self.body(images)  # [B,C,h,w]
+        inputs = (images, mask) if isinstance(self.body, ResNet) else (images,)
+        features = self.body(*inputs)  # [B,C,h,w]
         if mask is None:
             cells = torch.zeros(1, *features.shape[-2:], dtype=torch.bool, device=features.device)
             padding = None
@@ -227,7 +228,8 @@ class DETR(
                 tensor (uint8 [3,H,W], or floating point [3,H,W] in [0,1]), not normalized. The image of a path is
                 turned upright by its EXIF orientation; the others are taken as they are.
             threshold: Minimum score of the detections that are returned.
-            batch_size: Number of images per forward pass.
+            batch_size: Maximum number of images per forward pass. Only images of the same size after the resize share
+                one, so that no image is padded, and none changes the detections in another.
 
         Returns:
             For each image a dictionary on the CPU with ``scores`` float [n] in descending order, ``labels`` int64 [n],

@@ -67,7 +67,7 @@ def detect(
             continue
         batch = batch.to(accelerator.device, non_blocking=True)
         with accelerator.autocast():
-            output = model(batch.images, batch.mask)
+            output = model(batch.images, batch.padding)
         results = postprocess(output.pred_logits.float(), output.pred_boxes.float(), batch.original_sizes)
         for image_id, result in zip(batch.image_ids, results, strict=True):
             boxes, scores, labels = (result[key].cpu().double() for key in ("boxes", "scores", "labels"))

@@ -170,7 +170,7 @@ class Trainer:
         state, clip_norm = self.state, self.config.optim.clip_norm
         where = f"step {state.progress.step + 1}, images {batch.image_ids}"
         with nullcontext() if ends_step else self.accelerator.no_sync(state.model):
-            output = state.model(batch.images, batch.mask)
+            output = state.model(batch.images, batch.padding)
             try:
                 total, terms = self.criterion(output.logits.float(), output.boxes.float(), batch.targets)
             except ValueError as error:
