@@ -58,7 +58,7 @@ def evaluate(options: Namespace) -> None:
     """Evaluate a saved model on COCO-format data."""
     from detr_fast.training import evaluate_model
 
-    arguments = {name: options[name] for name in ("batch_size", "num_workers", "mixed_precision")}
+    arguments = {name: options[name] for name in ("batch_size", "num_workers", "mixed_precision", "orientation")}
     metrics = evaluate_model(options.model, options.images, options.annotations, **arguments)
     if metrics:
         if options.output:
@@ -82,7 +82,12 @@ def convert(options: Namespace) -> None:
 
     print(
         convert_checkpoint(
-            options.source, options.target, options.to, num_classes=options.classes, num_heads=options.num_heads
+            options.source,
+            options.target,
+            options.to,
+            num_classes=options.classes,
+            num_heads=options.num_heads,
+            norm_between_layers=options.norm_between_layers,
         )
     )
 
@@ -91,7 +96,9 @@ def check_data(options: Namespace) -> int:
     """Report every fault of a data set; the exit status is 1 if there are any."""
     from detr_fast.data import check_dataset, count_faults, describe_counts
 
-    faults = check_dataset(options.images, options.annotations)
+    faults = check_dataset(
+        options.images, options.annotations, num_queries=options.num_queries, orientation=options.orientation
+    )
     for fault in faults:
         print(fault)
     print(f"{len(faults)} faults: {describe_counts(count_faults(faults))}" if faults else "no faults")
@@ -120,7 +127,7 @@ def _run_command(arguments: Sequence[str]) -> int | str | None:
     command = next((argument for argument in arguments if argument in COMMANDS), None)
     parser = _build_parser(command)
     parsed = parser.parse_args(_resolve_configs(arguments, parser))
-    from detr_fast.training import USER_ERRORS, Stopped
+    from detr_fast.training import USER_ERRORS, Stopped, leave_ranks
 
     try:
         options = parser.instantiate(parsed)[parsed.subcommand]
@@ -135,6 +142,8 @@ def _run_command(arguments: Sequence[str]) -> int | str | None:
         return 130
     except USER_ERRORS as error:
         return f"detr-fast: {error}"
+    finally:
+        leave_ranks()
 
 
 def _build_parser(command: str | None) -> ArgumentParser:
@@ -176,6 +185,10 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
     if command in ("eval", "check-data"):
         add("--images", required=True, help="directory of the images")
         add("--annotations", required=True, help="COCO detection JSON")
+        orientation = "what boxes refer to in images with an EXIF orientation, where the stated size does not tell"
+        add("--orientation", choices=["upright", "stored"], default="upright", help=orientation)
+    if command == "check-data":
+        add("--num_queries", type=PositiveInt, default=100, help="queries of the model to train, one for each object")
     if command == "eval":
         add("--batch_size", type=PositiveInt, default=2, help="images per batch on each rank")
         add("--num_workers", type=NonNegativeInt, default=2, help="processes that load images on each rank")
@@ -193,6 +206,8 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
         convert_classes = "convert the class head between COCO's 91 raw ids and its 80 contiguous classes"
         add("--classes", type=int, choices=[80, 91], help=convert_classes)
         add("--num_heads", type=PositiveInt, default=8, help="attention heads of the transformer")
+        norm_between_layers = "the decoder normalizes between its layers (Hugging Face's auxiliary_loss)"
+        add("--norm_between_layers", action="store_true", help=norm_between_layers)
 
 
 def _resolve_configs(arguments: Sequence[str], parser: ArgumentParser) -> list[str]:

@@ -14,7 +14,7 @@ from detr_fast.ops.metrics import cardinality_error, class_error
 from detr_fast.ops.normalizers import at_least, count_boxes, count_class_weight
 from detr_fast.ops.set_loss import weighted_set_loss
 from detr_fast.ops.targets import Targets
-from detr_fast.ops.weights import LossWeights, MatchWeights
+from detr_fast.ops.weights import LossWeights, MatchWeights, check_agreement
 
 PRESETS = ("detr", "mmdet2", "mmdet3", "deformable", "rt_detr", "lw_detr")
 
@@ -71,12 +71,17 @@ class SetCriterion(nn.Module):
         match: Costs of the matching; those of :meth:`MatchWeights.detr` by default.
         loss: Weights of the losses; those of :meth:`LossWeights.detr` by default.
         groups: Number of query groups; 1 unless the model is a Group DETR.
+
+    Raises:
+        ValueError: The costs are those of a softmax with a no-object class and the losses those of sigmoids, or vice
+            versa.
     """
 
     def __init__(self, match: MatchWeights | None = None, loss: LossWeights | None = None, *, groups: int = 1) -> None:
         super().__init__()
         self.matcher = HungarianMatcher(match, groups=groups)
         self.weights = loss or LossWeights()
+        check_agreement(self.matcher.weights, self.weights)
 
     @classmethod
     def preset(cls, name: str) -> SetCriterion:

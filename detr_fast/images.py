@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 # Mean and standard deviation of the RGB values of ImageNet in [0,1], with which torchvision's backbones are trained.
@@ -15,38 +16,108 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 MAX_SIDE = 2**14  # largest length in pixels to which images may be resized
 
+# What turns an image upright, by its EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 
 class ImageError(ValueError):
     """An image cannot be read; the message gives the file and the cause."""
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """Decode an image file completely and convert it to RGB.
+class Decoded(NamedTuple):
+    """A decoded image file.
 
-    An EXIF orientation is not applied, since COCO boxes refer to the stored pixels. 16-bit grayscale values are scaled
-    to 8 bits, and transparency is dropped.
+    Attributes:
+        image: The pixels as they are stored, RGB.
+        orientation: The EXIF orientation, 1 to 8; 1 stands for an image that is stored upright.
+        depth: Number of bits that the values were taken to have; None if the mode of the image determines it.
+    """
+
+    image: Image.Image
+    orientation: int
+    depth: int | None
+
+    def upright(self) -> Image.Image:
+        """Return the image as viewers display it."""
+        turn = _TURNS.get(self.orientation)
+        return self.image if turn is None else self.image.transpose(turn)
+
+
+def decode_image(path: str | Path) -> Decoded:
+    """Decode an image file completely and convert it to RGB, as it is stored.
 
     Args:
         path: The image file.
 
     Raises:
-        ImageError: The file is missing, truncated, not an image, or larger than Pillow's decompression bomb limit.
+        ImageError: The file is missing, truncated, not an image, or larger than Pillow's decompression bomb limit; or
+            its values are not in a range that :func:`to_rgb` scales.
     """
     try:
         with Image.open(path) as image:
-            return to_rgb(image)
+            image.load()  # which turns a TIFF upright
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            return Decoded(to_rgb(image), orientation if orientation in _TURNS else 1, _depth(image))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for broken files
         raise ImageError(f"{path}: cannot read this image: {_cause(error)}") from error
 
 
+def read_image(path: str | Path) -> Image.Image:
+    """Decode an image file completely, convert it to RGB, and turn it upright by its EXIF orientation.
+
+    Args:
+        path: The image file.
+
+    Raises:
+        ImageError: As for :func:`decode_image`.
+    """
+    return decode_image(path).upright()
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB; 16-bit grayscale is scaled to 8 bits, and transparency is dropped."""
-    if image.mode.startswith("I;16"):
-        gray = np.asarray(image).astype(np.uint16) >> 8
+    """Convert an image of any mode to RGB and drop transparency.
+
+    Grayscale integers of more than 8 bits are scaled from 8, 12 or 16 bits, the least of them that represents the
+    values of the image. Floating point values are scaled from [0,1], or from [0,255] if one of them is above 1.
+
+    Args:
+        image: The image.
+
+    Raises:
+        ImageError: Floating point values or integers are outside the ranges.
+    """
+    if (depth := _depth(image)) is not None:
+        gray = np.asarray(image).astype(np.int64) >> (depth - 8)
         return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        values = np.asarray(image)
+        low, high = float(values.min()), float(values.max())  # NaN if any value is
+        if not 0 <= low <= high <= 255:
+            raise ImageError(f"floating point values must be within [0,1] or [0,255], got {low:g} to {high:g}")
+        return Image.fromarray(np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _depth(image: Image.Image) -> int | None:
+    """Return the number of bits of the values of an integer grayscale image; None for other modes."""
+    if not image.mode.startswith("I"):
+        return None
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    for depth in (8, 12, 16):
+        if low >= 0 and high < 2**depth:
+            return depth
+    raise ImageError(f"integers must have at most 16 bits, got {low} to {high}")
 
 
 def is_side(value: object) -> bool:

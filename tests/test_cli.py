@@ -156,8 +156,8 @@ def test_shipped_configurations(name, monkeypatch, capsys):
 
     assert _exit_code(["train", "--config", name]) == 0
     (config,) = built
-    expected = {"detr_r50": (300, 200), "detr_r50_mmdet3": (150, 100), "demo": (config.epochs, 200)}
-    assert (config.epochs, config.optim.drop_epoch) == expected[name]
+    expected = {"detr_r50": 300, "detr_r50_mmdet3": 150, "demo": config.epochs}
+    assert (config.epochs, config.optim.drop_epoch) == (expected[name], None)
     assert (config.model.backbone == "resnet50") == (name != "demo")
 
 
@@ -256,3 +256,12 @@ def test_category_names_are_escaped_where_they_are_printed(shapes, tmp_path, cap
     output = capsys.readouterr().out
     assert "\x1b" not in output
     assert "AP of \\x1b[2J\\ud800ä: " in output
+
+
+def test_more_objects_than_queries_are_told_by_train_and_check_data(shapes, tmp_path, capsys):
+    images, annotations = str(shapes / "train"), str(shapes / "annotations/instances_train.json")
+    assert _exit_code(["check-data", "--images", images, "--annotations", annotations, "--num_queries", "1"]) == 1
+    assert "objects, but 1 queries" in capsys.readouterr().out
+    arguments = ["train", *_data(shapes), *MODEL, "--model.num_queries", "1", "--output", str(tmp_path / "run")]
+    assert _exit_code(arguments) == 0
+    assert "model.num_queries is too small: " in capsys.readouterr().out

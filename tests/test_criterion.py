@@ -51,6 +51,18 @@ def test_golden_model(golden, tiny_detr):
         assert compared > 60
 
 
+@pytest.mark.parametrize("match", PRESETS)
+@pytest.mark.parametrize("loss", PRESETS)
+def test_presets_that_read_the_logits_differently_do_not_mix(match, loss):
+    softmax = ("detr", "mmdet2", "mmdet3")
+    weights = getattr(MatchWeights, match)(), getattr(LossWeights, loss)()
+    if (match in softmax) == (loss in softmax):
+        SetCriterion(*weights)
+        return
+    with pytest.raises(ValueError, match="do not go together: softmax takes the last logit as no-object"):
+        SetCriterion(*weights)
+
+
 def test_groups_train_every_group(random_targets):
     targets = random_targets([2, 3], 4)
     criterion = SetCriterion(groups=3)

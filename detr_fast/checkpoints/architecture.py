@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import logging
+import inspect
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from detr_fast.checkpoints.formats import to_original
-from detr_fast.checkpoints.state_dict import CheckpointError, load_weights, read_state_dict
+from detr_fast.checkpoints.state_dict import CheckpointError, check_weights, load_weights, read_state_dict, shorten
 
-logger = logging.getLogger(__name__)
+INFERRED = object()
+MAX_CONFIG_BYTES = 10**7  # of config.json, which lists the categories
 
 Model = TypeVar("Model", bound=nn.Module)
+
+# Options of transformers, and the arguments of DETR that are the same.
+_HUGGINGFACE_NAMES = {
+    "d_model": "hidden_dim",
+    "encoder_layers": "num_encoder_layers",
+    "decoder_layers": "num_decoder_layers",
+    "encoder_ffn_dim": "dim_feedforward",
+    "num_queries": "num_queries",
+    "position_embedding_type": "position_encoding",
+    "dropout": "dropout",
+    "auxiliary_loss": "norm_between_layers",
+}
 
 # Number of blocks of each stage, and whether they are bottlenecks.
 _RESNETS = {
@@ -31,31 +46,93 @@ def build_from_weights(
 ) -> Model:
     """Build a DETR of the architecture of a file's weights, and load them.
 
+    The architecture is compared with the weights before memory is allocated for it.
+
     Args:
         build: The class :class:`~detr_fast.models.DETR`.
         path: A file as for :func:`read_state_dict`.
-        given: Arguments of ``build``, which take precedence over all others.
-        config: The result of :func:`from_huggingface_config`, which takes precedence over what the weights imply.
+        given: Arguments of ``build``, which take precedence over the configuration unless the weights contradict them.
+        config: The content of the config.json beside the weights, of this library or transformers; None if there is
+            none.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        CheckpointError: The file cannot be read, or does not contain the weights of a DETR.
+        CheckpointError: The file cannot be read, or does not contain the weights of a DETR; or the configuration or
+            the given arguments are out of range, or contradict the weights.
     """
     state_dict = to_original(read_state_dict(path))
-    arguments = architecture_of(state_dict, given.get("backbone"))
-    config = dict(config or {})
-    if config.pop("dilated", False):
-        arguments["backbone"] += "_dc5"
-    if given.get("num_classes", arguments["num_classes"]) != len(config.get("categories") or ()):
-        config.pop("categories", None)  # they are the names of other classes
-    model = build(**(arguments | config | dict(given)))
+    if sum(tensor.nbytes for tensor in state_dict.values()) > path.stat().st_size:
+        raise CheckpointError(f"{path}: the weights share memory, which those of a DETR do not")
+    if config is None:
+        described: dict[str, Any] = {}
+    elif config.get("model_type") == "detr":  # of transformers
+        described = from_huggingface_config(config, state_dict)
+    else:
+        described = dict(config)
+        unknown = sorted(described.keys() - inspect.signature(build).parameters.keys())
+        if unknown:
+            raise CheckpointError(f"config.json does not describe a DETR: it has the unknown keys {shorten(unknown)}")
+    implied = architecture_of(state_dict, {**described, **given}.get("backbone", INFERRED))
+    _check_consistent(implied, described, given)
+    if given.get("num_classes", implied["num_classes"]) != implied["num_classes"]:
+        described.pop("categories", None)  # they are the names of other classes
+    arguments = implied | described | dict(given)
+    try:
+        with torch.device("meta"):
+            check_weights(build(**arguments), state_dict)
+        model = build(**arguments)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its configuration cannot be used: {error}") from error
     load_weights(model, state_dict)
     return model.eval()
 
 
-def architecture_of(state_dict: Mapping[str, Tensor], backbone: Any = None) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a config.json.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: The file cannot be read, is larger than 10 MB, or does not contain a JSON object.
+    """
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise CheckpointError(f"{path} is larger than {MAX_CONFIG_BYTES // 10**6} MB")
+        content = json.loads(path.read_text("utf-8"))
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read or is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} contains a {type(content).__name__} instead of a JSON object")
+    return content
+
+
+def _check_consistent(implied: Mapping[str, Any], described: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if the configuration or the given arguments are those of another network."""
+    for name, value in implied.items():
+        renumbered = name == "num_classes" and name in given
+        for source, arguments in (("config.json", described), ("the arguments", given)):
+            if name == "backbone" or renumbered or name not in arguments:
+                continue
+            if type(arguments[name]) is not type(value) or arguments[name] != value:
+                raise CheckpointError(
+                    f"the weights are those of a DETR with {name}={value!r}, but {source} "
+                    f"{'says' if source == 'config.json' else 'say'} {arguments[name]!r}"
+                )
+    for name in ("num_heads", "norm_between_layers"):  # weights fit networks that differ in them
+        if name in described and given.get(name, described[name]) != described[name]:
+            raise CheckpointError(
+                f"the model was trained with {name}={described[name]!r}, but {given[name]!r} is given"
+            )
+
+
+def architecture_of(state_dict: Mapping[str, Tensor], backbone: Any = INFERRED) -> dict[str, Any]:
     """Infer the arguments of :class:`~detr_fast.models.DETR` from weights.
 
     Weights do not determine the number of heads, the dropout, and whether the last stage is dilated; these arguments
@@ -63,7 +140,7 @@ def architecture_of(state_dict: Mapping[str, Tensor], backbone: Any = None) -> d
 
     Args:
         state_dict: Weights with the names of facebookresearch/detr.
-        backbone: The backbone; None to infer it from the weights.
+        backbone: The backbone; :data:`INFERRED` to infer it from the weights.
 
     Raises:
         CheckpointError: The weights are not those of a DETR, or their backbone is unknown.
@@ -74,9 +151,13 @@ def architecture_of(state_dict: Mapping[str, Tensor], backbone: Any = None) -> d
         hidden = state_dict["transformer.decoder.layers.0.linear1.bias"].shape[0]
     except KeyError as error:
         raise CheckpointError(f"the checkpoint is not one of a DETR: it has no {error}") from None
+    except (IndexError, ValueError):
+        raise CheckpointError(
+            "the checkpoint is not one of a DETR: its embeddings have another number of axes"
+        ) from None
     return {
         "num_classes": num_classes,
-        "backbone": _backbone_of(state_dict) if backbone is None else backbone,
+        "backbone": _backbone_of(state_dict) if backbone is INFERRED else backbone,
         "hidden_dim": width,
         "num_encoder_layers": _count(state_dict, r"transformer\.encoder\.layers\.(\d+)\."),
         "num_decoder_layers": _count(state_dict, r"transformer\.decoder\.layers\.(\d+)\."),
@@ -87,29 +168,55 @@ def architecture_of(state_dict: Mapping[str, Tensor], backbone: Any = None) -> d
     }
 
 
-def from_huggingface_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the parts of a transformers configuration that weights do not determine to arguments of ``DETR``."""
-    names = config.get("id2label") or {}
-    if config.get("auxiliary_loss"):
-        logger.warning(
-            "with auxiliary_loss=True the DETR of transformers normalizes between its decoder layers, unlike "
-            "facebookresearch/detr and this library; predictions of weights that were trained that way differ"
-        )
-    return {
-        "num_heads": config.get("encoder_attention_heads", 8),
-        "dropout": config.get("dropout", 0.1),
-        "categories": [{"id": int(label), "name": name} for label, name in names.items()] or None,
-        "dilated": bool(config.get("dilation")),
-    }
+def from_huggingface_config(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Convert a transformers configuration to arguments of ``DETR``.
+
+    Args:
+        config: The content of config.json.
+        state_dict: Weights with the names of facebookresearch/detr.
+
+    Raises:
+        CheckpointError: The configuration is malformed, or that of a network which ``DETR`` cannot represent.
+    """
+    arguments = {argument: config[name] for name, argument in _HUGGINGFACE_NAMES.items() if name in config}
+    num_heads = config.get("encoder_attention_heads", 8)
+    resnet = config.get("backbone_config") or {}
+    if not isinstance(resnet, Mapping):
+        raise CheckpointError(f"backbone_config in config.json must be a mapping, got {resnet!r}")
+    through_timm = resnet.get("model_type", "timm_backbone") == "timm_backbone"
+    for name, required, value in (
+        ("activation_function", "relu", config.get("activation_function", "relu")),
+        ("decoder_attention_heads", num_heads, config.get("decoder_attention_heads", num_heads)),
+        ("backbone_config.hidden_act", "relu", resnet.get("hidden_act", "relu")),
+        ("backbone_config.downsample_in_first_stage", False, resnet.get("downsample_in_first_stage", False)),
+        ("backbone_config.downsample_in_bottleneck", False, resnet.get("downsample_in_bottleneck", False)),
+    ):
+        if value != required:
+            raise CheckpointError(f"config.json has {name}={value!r}; only {required!r} is supported")
+    if "id2label" in config:
+        arguments["categories"] = _categories(config["id2label"], architecture_of(state_dict, "")["num_classes"])
+    if through_timm and (config.get("dilation") or resnet.get("output_stride", 32) == 16):
+        arguments["backbone"] = _backbone_of(state_dict) + "_dc5"
+    return arguments | {"num_heads": num_heads}
 
 
-def to_huggingface_config(arguments: Mapping[str, Any], num_heads: int, *, timm: bool) -> dict[str, Any]:
+def _categories(names: Any, num_classes: int) -> list[dict[str, Any]]:
+    """Return the categories of transformers' ``id2label``."""
+    if not isinstance(names, Mapping) or names.keys() != {str(label) for label in range(num_classes)}:
+        raise CheckpointError(f"id2label in config.json must have the {num_classes} labels of the weights as keys")
+    return [{"id": label, "name": names[str(label)]} for label in range(num_classes)]
+
+
+def to_huggingface_config(
+    arguments: Mapping[str, Any], num_heads: int, *, timm: bool, norm_between_layers: bool
+) -> dict[str, Any]:
     """Build the configuration of transformers' DETR for arguments of :class:`~detr_fast.models.DETR`.
 
     Args:
         arguments: As :func:`architecture_of` returns them.
         num_heads: Number of attention heads.
         timm: Whether the backbone is timm's ResNet instead of that of transformers.
+        norm_between_layers: As for :class:`~detr_fast.models.DETR`.
 
     Raises:
         CheckpointError: transformers does not support this architecture.
@@ -137,7 +244,7 @@ def to_huggingface_config(arguments: Mapping[str, Any], num_heads: int, *, timm:
         "backbone_config": through_timm if timm else resnet,
         "use_timm_backbone": timm,
         "use_pretrained_backbone": False,
-        "auxiliary_loss": False,  # with True transformers normalizes between decoder layers, which is another network
+        "auxiliary_loss": norm_between_layers,  # transformers has no option of its own for it
         "d_model": arguments["hidden_dim"],
         "num_queries": arguments["num_queries"],
         "position_embedding_type": arguments["position_encoding"],

@@ -253,7 +253,7 @@ def _compiled(format_name: str, from_original: bool) -> list[tuple[re.Pattern[st
     compiled = []
     for original, renamed in RULES[format_name]:
         source, target = (original, renamed) if from_original else (renamed, original)
-        pattern = re.escape(source).replace(r"\{\}", r"(\d+)") + r"(\..*)"
+        pattern = re.escape(source).replace(r"\{\}", r"(\d{1,6})") + r"(\..*)"
         # facebookresearch/detr counts stages and the convolutions of a block from 1, Hugging Face from 0.
         step = [-1, 0, -1] if ".stages." in renamed else [0, 0, 0]
         shift = [s if from_original else -s for s in step][: source.count("{}")]
@@ -274,6 +274,9 @@ def _join_projections(state_dict: StateDict) -> dict[str, Tensor]:
         missing = [part for part in parts if part not in state_dict]
         if missing:
             raise CheckpointError(f"{len(missing)} missing from the checkpoint: {shorten(missing)}")
+        shapes = [list(state_dict[part].shape) for part in parts]
+        if not shapes[0] or any(shape != shapes[0] for shape in shapes):
+            raise CheckpointError(f"the projections {shorten(parts)} have the shapes {shapes}")
         joined.setdefault(f"{prefix}.in_proj_{kind}", torch.cat([state_dict[part] for part in parts]))
     return joined
 

@@ -22,6 +22,7 @@ from detr_fast.text import escape
 logger = logging.getLogger(__name__)
 
 _CLASS_HEAD = ("class_embed.weight", "class_embed.bias")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CHECKSUM = "sha256"  # key of the metadata of a .safetensors file
 _LISTED = 10  # number of names that an error lists
 
@@ -52,11 +53,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if not _is_state_dict(content):
         found = (
             f"a mapping with the keys {shorten(content)}" if isinstance(content, Mapping) else type(content).__name__
         )
         raise CheckpointError(f"{path}: contains no state dict (a mapping of names to tensors), but {found}")
+    malformed = [name for name, tensor in content.items() if not _has_own_memory(tensor)]
+    if malformed:
+        raise CheckpointError(f"{path}: these tensors are larger than their data: {shorten(malformed)}")
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in content.items()}
 
@@ -84,37 +88,62 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         state_dict: Tensors by parameter name.
 
     Raises:
-        CheckpointError: Names are missing or unknown, or shapes differ; the model is unchanged.
+        CheckpointError: Names are missing or unknown, shapes differ, or weights are no floating point numbers; the
+            model is unchanged.
     """
     expected = model.state_dict()
+    given = _matched(expected, state_dict)
+    if _has_other_classes(expected, state_dict):
+        logger.warning(
+            "the checkpoint's class head is for %d classes, the model's for %d: loaded everything but the class head, "
+            "which has to be trained",
+            state_dict["class_embed.bias"].shape[0] - 1,
+            expected["class_embed.bias"].shape[0] - 1,
+        )
+    model.load_state_dict(given)
+
+
+def check_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Check that :func:`load_weights` accepts a state dict; the model may be on the device ``meta``.
+
+    Args:
+        model: A module.
+        state_dict: Tensors by parameter name.
+
+    Raises:
+        CheckpointError: As for :func:`load_weights`.
+    """
+    _matched(model.state_dict(), state_dict)
+
+
+def _matched(expected: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors to load by the names of ``expected``; raise CheckpointError if they do not fit."""
     given = {
         name: tensor
         for name, tensor in state_dict.items()
         if name in expected or not name.endswith(".num_batches_tracked")  # a frozen batch norm does not count batches
     }
     if _has_other_classes(expected, given):
-        logger.warning(
-            "the checkpoint's class head is for %d classes, the model's for %d: loaded everything but the class head, "
-            "which has to be trained",
-            given["class_embed.bias"].shape[0] - 1,
-            expected["class_embed.bias"].shape[0] - 1,
-        )
         given |= {name: expected[name] for name in _CLASS_HEAD}
-
-    shapes = [
-        f"{name} is {list(given[name].shape)}, the model's {list(expected[name].shape)}"
-        for name in expected
-        if name in given and given[name].shape != expected[name].shape
-    ]
+    common = [name for name in expected if name in given]
     faults = {
         "missing from the checkpoint": [name for name in expected if name not in given],
         "unknown to the model": [name for name in given if name not in expected],
-        "of another shape": shapes,
+        "of another shape": [
+            f"{name} is {list(given[name].shape)}, the model's {list(expected[name].shape)}"
+            for name in common
+            if given[name].shape != expected[name].shape
+        ],
+        "of another dtype": [
+            f"{name} is {given[name].dtype}, the model's {expected[name].dtype}"
+            for name in common
+            if expected[name].is_floating_point() and given[name].dtype not in _DTYPES
+        ],
     }
     if any(faults.values()):
         lines = [f"{len(names)} {kind}: {shorten(names)}" for kind, names in faults.items() if names]
         raise CheckpointError("the checkpoint does not fit the model:\n  " + "\n  ".join(lines))
-    model.load_state_dict(given)
+    return given
 
 
 def load_backbone_weights(model: nn.Module, path: str | Path) -> None:
@@ -129,6 +158,21 @@ def load_backbone_weights(model: nn.Module, path: str | Path) -> None:
     """
     weights = {name: tensor for name, tensor in read_state_dict(path).items() if not name.startswith("fc.")}
     load_weights(model.get_submodule("backbone.0.body"), weights)
+
+
+def _is_state_dict(content: Any) -> bool:
+    return (
+        isinstance(content, Mapping)
+        and bool(content)
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items())
+    )
+
+
+def _has_own_memory(tensor: Tensor) -> bool:
+    """Return whether a tensor is dense, on the CPU, and not an expanded view of fewer values than it seems to have."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -167,7 +211,11 @@ def verify_checksums(path: Path) -> None:
         return
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise CheckpointError(f"{path}: compressed, which torch.save does not do")
             damaged = archive.testzip()
+    except CheckpointError:
+        raise
     except Exception as error:  # zipfile raises BadZipFile, NotImplementedError, EOFError, ... for broken files
         raise CheckpointError(f"{path}: cut short or damaged: {error}") from error
     if damaged is not None:

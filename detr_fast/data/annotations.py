@@ -6,8 +6,9 @@ import json
 import os
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from PIL import Image
@@ -24,7 +25,9 @@ from detr_fast.data.rules import (
     is_int64,
     stated_size,
 )
-from detr_fast.images import ImageError
+from detr_fast.images import ImageError, decode_image
+
+Orientation: TypeAlias = Literal["upright", "stored"]
 
 _SECTIONS = ("images", "annotations", "categories")
 _FORMAT = 'COCO detection annotations are a JSON object with the lists "images", "annotations" and "categories"'
@@ -55,12 +58,37 @@ class ImageEntry(NamedTuple):
     path: str
     size: Size | None
 
-    def size_fault(self, image: Image.Image) -> Fault | None:
-        """Return a fault if the size of the image is not the stated size, else None."""
-        if self.size is None or self.size == image.size:
-            return None
-        message = "the image is {} x {}, the annotation file says {} x {}".format(*image.size, *self.size)
-        return Fault(FaultKind.WRONG_IMAGE_SIZE, self.path, self.id, None, message)
+    def read(self, orientation: Orientation) -> tuple[Image.Image, list[Fault]]:
+        """Decode the image, turned so that its boxes fit, and return it with the faults of the file.
+
+        The boxes of an image with an EXIF orientation are those of the upright image if its stated size is that of the
+        upright image only, and those of the stored pixels if it is that of the stored pixels only.
+
+        Args:
+            orientation: What the boxes refer to where the stated size does not tell.
+
+        Raises:
+            ImageError: The image cannot be read.
+        """
+        decoded = decode_image(self.path)
+        stored, upright = decoded.image, decoded.upright()
+        faults = []
+        fits = [self.size == stored.size, self.size == upright.size]
+        is_upright = fits[1] if fits[0] != fits[1] else orientation == "upright"
+        image = upright if is_upright else stored
+        if decoded.orientation != 1:
+            told_by = "the stated size" if fits[0] != fits[1] else f"the setting orientation={orientation}"
+            message = "the EXIF orientation is {}; the boxes are taken for the {} image of {} x {}, by {}".format(
+                decoded.orientation, "upright" if is_upright else "stored", *image.size, told_by
+            )
+            faults.append(Fault(FaultKind.TURNED_IMAGE, self.path, self.id, None, message))
+        if decoded.depth in (8, 12):
+            message = f"the values are taken to have {decoded.depth} bits, which represent the largest of them"
+            faults.append(Fault(FaultKind.UNUSUAL_DEPTH, self.path, self.id, None, message))
+        if self.size not in (None, image.size):
+            message = "the image is {} x {}, the annotation file says {} x {}".format(*image.size, *self.size)
+            faults.append(Fault(FaultKind.WRONG_IMAGE_SIZE, self.path, self.id, None, message))
+        return image, faults
 
     def unreadable(self, error: ImageError) -> Fault:
         """Return the fault that stands for an ``error`` which was raised when the image was read."""
@@ -87,6 +115,15 @@ class Annotations:
     boxes: Tensor
     offsets: list[int]
     faults: list[Fault]
+
+    def many_objects(self, file: str, num_queries: int) -> list[Fault]:
+        """Return a fault of the annotation file for each image with more objects than a model has queries."""
+        counts = [end - start for start, end in pairwise(self.offsets)]
+        return [
+            Fault(FaultKind.MANY_OBJECTS, file, image.id, None, f"{count} objects, but {num_queries} queries")
+            for image, count in zip(self.images, counts, strict=True)
+            if count > num_queries
+        ]
 
 
 def read_annotations(
@@ -124,6 +161,7 @@ def read_annotations(
     objects = _read_objects(content["annotations"], sizes, labels, file, faults)
     counts = [len(objects.get(image.id, ())) for image in images]
     rows = [row for image in images for row in objects.get(image.id, ())]
+    faults += _faults_of_all(rows, sizes, file)
     return Annotations(
         categories=tuple(categories),
         images=images,
@@ -248,6 +286,15 @@ def _read_objects(
             box = [left, top, left + width, top + height]
             objects.setdefault(entry["image_id"], []).append((labels[entry["category_id"]], box))
     return objects
+
+
+def _faults_of_all(rows: list[tuple[int, list[float]]], sizes: Mapping[int, Size | None], file: str) -> Iterator[Fault]:
+    """Yield the faults that concern all objects together."""
+    if not rows:
+        yield Fault(FaultKind.NO_ANNOTATION, file, None, None, "there is nothing to learn, and nothing to find")
+    elif all(0 <= value <= 1 for _, box in rows for value in box) and (1, 1) not in sizes.values():
+        message = f"all {len(rows)} boxes lie in the first pixel of their image; COCO's boxes are in pixels"
+        yield Fault(FaultKind.BOXES_AS_FRACTIONS, file, None, None, message)
 
 
 def _usable_annotations(

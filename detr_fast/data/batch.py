@@ -20,6 +20,7 @@ class Batch:
     Attributes:
         images: float32 [B,3,H,W], normalized, zero where padded.
         mask: Padding mask, bool [B,H,W], True where padded.
+        is_padded: Whether any image is padded; known without a synchronization with a device.
         targets: Targets of the B images.
         image_ids: Ids of the B images in the annotation file.
         original_sizes: (height, width) of each of the B image files.
@@ -27,12 +28,18 @@ class Batch:
 
     images: Tensor
     mask: Tensor
+    is_padded: bool
     targets: Targets
     image_ids: list[int]
     original_sizes: list[tuple[int, int]]
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    @property
+    def padding(self) -> Tensor | None:
+        """The mask as a model takes it: None if no image is padded."""
+        return self.mask if self.is_padded else None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with its tensors on ``device``."""
@@ -67,6 +74,7 @@ def collate(samples: Sequence[Sample | None]) -> Batch:
     return Batch(
         images=images,
         mask=mask,
+        is_padded=bool(mask.any()),
         targets=Targets.from_list([{"labels": sample.labels, "boxes": sample.boxes} for sample in present]),
         image_ids=[sample.image_id for sample in present],
         original_sizes=[sample.original_size for sample in present],

@@ -5,17 +5,29 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from detr_fast.data.annotations import ImageEntry, read_annotations
+from detr_fast.data.annotations import ImageEntry, Orientation, read_annotations
 from detr_fast.data.faults import Fault
-from detr_fast.images import ImageError, read_image
+from detr_fast.images import ImageError
+
+DEFAULT_QUERIES = 100  # of DETR
 
 
-def check_dataset(image_dir: str | Path, annotation_file: str | Path, *, num_workers: int | None = None) -> list[Fault]:
+def check_dataset(
+    image_dir: str | Path,
+    annotation_file: str | Path,
+    *,
+    num_queries: int = DEFAULT_QUERIES,
+    orientation: Orientation = "upright",
+    num_workers: int | None = None,
+) -> list[Fault]:
     """Find all faults of a data set in COCO detection format; every image is decoded completely.
 
     Args:
         image_dir: The directory to which the file names in the annotation file are relative.
         annotation_file: COCO detection JSON.
+        num_queries: Number of queries of the model, which is the number of objects that it can find in an image.
+        orientation: What the boxes of an image with an EXIF orientation refer to where its stated size does not tell:
+            the ``"upright"`` image or the pixels as ``"stored"``.
         num_workers: Number of threads that decode images; None for the default of ``ThreadPoolExecutor``.
 
     Returns:
@@ -26,12 +38,13 @@ def check_dataset(image_dir: str | Path, annotation_file: str | Path, *, num_wor
     """
     annotations = read_annotations(annotation_file, image_dir)
     with ThreadPoolExecutor(num_workers) as pool:
-        found = list(pool.map(_image_fault, annotations.images))
-    return annotations.faults + [fault for fault in found if fault is not None]
+        found = list(pool.map(lambda entry: _image_faults(entry, orientation), annotations.images))
+    many_objects = annotations.many_objects(str(annotation_file), num_queries)
+    return annotations.faults + many_objects + [fault for faults in found for fault in faults]
 
 
-def _image_fault(entry: ImageEntry) -> Fault | None:
+def _image_faults(entry: ImageEntry, orientation: Orientation) -> list[Fault]:
     try:
-        return entry.size_fault(read_image(entry.path))
+        return entry.read(orientation)[1]
     except ImageError as error:
-        return entry.unreadable(error)
+        return [entry.unreadable(error)]

@@ -15,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detr_fast.data.annotations import Category, read_annotations, read_ground_truth
+from detr_fast.data.annotations import Category, Orientation, read_annotations, read_ground_truth
 from detr_fast.data.faults import DataError, Fault, FaultKind, count_faults, describe_counts
 from detr_fast.data.transforms import Transform, clip_boxes
-from detr_fast.images import ImageError, read_image, to_tensor
+from detr_fast.images import ImageError, to_tensor
+
+_IMAGE_FAULTS = (FaultKind.WRONG_IMAGE_SIZE, FaultKind.TURNED_IMAGE, FaultKind.UNUSUAL_DEPTH)
 
 
 class AnnotatedImage(NamedTuple):
@@ -72,11 +74,13 @@ class CocoDetection(Dataset[Sample | None]):
             :func:`~detr_fast.data.annotations.read_annotations`.
         on_unreadable: ``"substitute"`` replaces an unreadable image by the next readable one, for training;
             ``"skip"`` returns None for it, for evaluation.
+        orientation: What the boxes of an image with an EXIF orientation refer to where its stated size does not tell:
+            the ``"upright"`` image or the pixels as ``"stored"``.
         seed: Seed of the random numbers of the transform.
 
     Raises:
         DataError: The annotation file or the directory cannot be used, or no image is left.
-        ValueError: ``on_unreadable`` is neither of the two.
+        ValueError: ``on_unreadable`` or ``orientation`` is neither of the two.
     """
 
     def __init__(
@@ -87,14 +91,18 @@ class CocoDetection(Dataset[Sample | None]):
         *,
         categories: Sequence[Category] | None = None,
         on_unreadable: Literal["substitute", "skip"] = "substitute",
+        orientation: Orientation = "upright",
         seed: int = 0,
     ) -> None:
         if on_unreadable not in ("substitute", "skip"):
             raise ValueError(f'on_unreadable must be "substitute" or "skip", got {on_unreadable!r}')
+        if orientation not in ("upright", "stored"):
+            raise ValueError(f'orientation must be "upright" or "stored", got {orientation!r}')
         self.image_dir = os.fspath(image_dir)
         self.annotation_file = os.fspath(annotation_file)
         self.transform = transform
         self.on_unreadable = on_unreadable
+        self.orientation = orientation
         self.seed = seed
         self._annotations = read_annotations(annotation_file, image_dir, categories)
         self._static_report = count_faults(self._annotations.faults)
@@ -107,7 +115,7 @@ class CocoDetection(Dataset[Sample | None]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._marks = {
             kind: torch.zeros(len(self), dtype=torch.bool).share_memory_()
-            for kind in (FaultKind.UNREADABLE_IMAGE, FaultKind.WRONG_IMAGE_SIZE)
+            for kind in (FaultKind.UNREADABLE_IMAGE, *_IMAGE_FAULTS)
         }
 
     def __len__(self) -> int:
@@ -142,6 +150,13 @@ class CocoDetection(Dataset[Sample | None]):
         line = f"{self.annotation_file}: {len(self)} images, {self.num_boxes} boxes, {len(self.categories)} classes"
         report = self.report
         return f"{line}; faults: {describe_counts(report)}" if report else line
+
+    def describe_many_objects(self, num_queries: int) -> str | None:
+        """Describe the images with more objects than a model has queries in one line; None if there are none."""
+        faults = self._annotations.many_objects(self.annotation_file, num_queries)
+        if not faults:
+            return None
+        return f"{describe_counts(count_faults(faults))}; the first is {faults[0]}"
 
     def digest(self) -> str:
         """Return a SHA-256 checksum of the categories, and of the ids, boxes and labels of the images that are used."""
@@ -185,11 +200,11 @@ class CocoDetection(Dataset[Sample | None]):
         """Load an image with its usable boxes, without a transform; None if it is unreadable."""
         entry = self._annotations.images[index]
         try:
-            image = read_image(entry.path)
+            image, faults = entry.read(self.orientation)
         except ImageError as error:
             self._mark_unreadable(index, entry.unreadable(error))
             return None
-        if fault := entry.size_fault(image):
+        for fault in faults:
             self._mark(index, fault)
         rows = slice(*self._annotations.offsets[index : index + 2])
         boxes, labels = self._annotations.boxes[rows], self._annotations.labels[rows]
@@ -211,6 +226,8 @@ class CocoDetection(Dataset[Sample | None]):
         marks = self._marks[fault.kind]
         if not marks[row]:
             marks[row] = True
+            if fault.kind == FaultKind.TURNED_IMAGE:  # of which photographs have thousands; they are counted
+                return
             warnings.warn(str(fault), RuntimeWarning, stacklevel=4)
 
 

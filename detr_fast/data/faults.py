@@ -26,6 +26,8 @@ class FaultKind(StrEnum):
     MISSING_IMAGE = "missing image"
     UNREADABLE_IMAGE = "unreadable image"
     WRONG_IMAGE_SIZE = "wrong image size"
+    TURNED_IMAGE = "image with an EXIF orientation"
+    UNUSUAL_DEPTH = "fewer bits than the mode of the image"
     MALFORMED_ANNOTATION = "malformed annotation"
     DUPLICATE_ANNOTATION = "duplicate annotation id"
     UNKNOWN_IMAGE = "unknown image"
@@ -36,6 +38,9 @@ class FaultKind(StrEnum):
     BOX_WITHOUT_AREA = "box without area"
     BOX_OUTSIDE_IMAGE = "box outside the image"
     BOX_BEYOND_IMAGE = "box beyond the image's edge"
+    BOXES_AS_FRACTIONS = "boxes as fractions"
+    NO_ANNOTATION = "no usable annotation"
+    MANY_OBJECTS = "more objects than queries"
 
     @property
     def treatment(self) -> str:
@@ -54,7 +59,12 @@ _TREATMENTS = {
     FaultKind.RENAMED_CATEGORY: "treated as the same",
     FaultKind.UNREADABLE_IMAGE: "replaced in training, skipped in evaluation",
     FaultKind.WRONG_IMAGE_SIZE: "the size of the file is used",
+    FaultKind.TURNED_IMAGE: "turned as its boxes are",
+    FaultKind.UNUSUAL_DEPTH: "scaled",
     FaultKind.BOX_BEYOND_IMAGE: "clipped",
+    FaultKind.BOXES_AS_FRACTIONS: "taken as pixels nevertheless",
+    FaultKind.NO_ANNOTATION: "refused in training",
+    FaultKind.MANY_OBJECTS: "at most one object for each query is learned and found",
 }
 
 

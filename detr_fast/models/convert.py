@@ -15,7 +15,13 @@ from detr_fast.models.detr import DETR
 
 
 def convert_checkpoint(
-    source: str | Path, target: str | Path, to: Format, *, num_classes: int | None = None, num_heads: int = 8
+    source: str | Path,
+    target: str | Path,
+    to: Format,
+    *,
+    num_classes: int | None = None,
+    num_heads: int = 8,
+    norm_between_layers: bool = False,
 ) -> str:
     """Convert the weights of a DETR to another format.
 
@@ -27,6 +33,8 @@ def convert_checkpoint(
             ``"mmdet2"`` or ``"mmdet3"``.
         num_classes: 80 or 91 to convert a class head for COCO; None to keep it.
         num_heads: Number of attention heads, which the configuration of Hugging Face's formats needs.
+        norm_between_layers: Whether the decoder normalizes between its layers, which Hugging Face's configuration
+            states as ``auxiliary_loss``.
 
     Returns:
         A message that describes the conversion.
@@ -46,7 +54,12 @@ def convert_checkpoint(
         state_dict = convert_classes(state_dict, num_classes)
     converted = {name: tensor.contiguous() for name, tensor in from_original(state_dict, to).items()}
     if as_directory:
-        config = to_huggingface_config(architecture_of(state_dict), num_heads, timm=to == "huggingface_timm")
+        config = to_huggingface_config(
+            architecture_of(state_dict),
+            num_heads,
+            timm=to == "huggingface_timm",
+            norm_between_layers=norm_between_layers,
+        )
         target.mkdir(parents=True, exist_ok=True)
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         save_state_dict(converted, target / "model.safetensors")

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from detr_fast.checkpoints.architecture import build_from_weights, from_huggingface_config
-from detr_fast.checkpoints.state_dict import CheckpointError, load_weights, read_state_dict, save_state_dict
+from detr_fast.checkpoints.architecture import build_from_weights, read_config
+from detr_fast.checkpoints.state_dict import CheckpointError, save_state_dict
+from detr_fast.images import MAX_SIDE, is_side
 from detr_fast.models.inference import ImageInput, predict
 from detr_fast.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
-from detr_fast.models.resnet import build_backbone
+from detr_fast.models.resnet import ResNet, build_backbone
 from detr_fast.models.transformer import Transformer
 
-_WEIGHTS = "model.safetensors"
+_CONFIG = "config.json"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first of them that exists is read
 _HUB_ARGUMENTS = (
     "revision",
     "cache_dir",
@@ -30,7 +31,7 @@ _HUB_ARGUMENTS = (
     "resume_download",
     "local_files_only",
     "token",
-)  # the arguments that the supported versions of huggingface_hub pass to _from_pretrained
+)  # the arguments of hf_hub_download in the supported versions of huggingface_hub
 
 
 class DETROutput(NamedTuple):
@@ -98,6 +99,8 @@ class DETR(
         num_queries: Number of queries Q, which is the number of predictions per image.
         position_encoding: ``"sine"`` or ``"learned"``.
         pre_norm: Whether each sublayer normalizes its input instead of its output.
+        norm_between_layers: Whether the decoder also normalizes the input of each layer after the first, as the DETR of
+            transformers does with ``auxiliary_loss=True``.
         categories: For each label 0, 1, ... a mapping with the ``id`` and the ``name`` of the category in the data set.
             They are saved in the configuration.
         image_size: Length in pixels to which :meth:`predict` resizes the shorter side of an image.
@@ -121,6 +124,7 @@ class DETR(
         num_queries: int = 100,
         position_encoding: Literal["sine", "learned"] = "sine",
         pre_norm: bool = False,
+        norm_between_layers: bool = False,
         categories: Sequence[Mapping[str, Any]] | None = None,
         image_size: int = 800,
         max_image_size: int | None = 1333,
@@ -134,15 +138,19 @@ class DETR(
             num_decoder_layers=(num_decoder_layers, 1),
             dim_feedforward=(dim_feedforward, 1),
             num_queries=(num_queries, 1),
-            image_size=(image_size, 1),
-            max_image_size=(image_size if max_image_size is None else max_image_size, 1),
         )
+        for name, side in {"image_size": image_size, "max_image_size": max_image_size}.items():
+            if not (is_side(side) or (side is None and name == "max_image_size")):
+                raise ValueError(f"{name} must be an integer from 1 to {MAX_SIDE}, got {side!r}")
+        for name, flag in {"pre_norm": pre_norm, "norm_between_layers": norm_between_layers}.items():
+            if not isinstance(flag, bool):
+                raise ValueError(f"{name} must be True or False, got {flag!r}")
         if hidden_dim % num_heads or hidden_dim % 4:
             raise ValueError(
                 f"hidden_dim must be divisible by num_heads, and by 4 for the position encoding; "
                 f"got hidden_dim={hidden_dim}, num_heads={num_heads}"
             )
-        if not 0 <= dropout < 1:
+        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
             raise ValueError(f"dropout must be a probability below 1, got {dropout!r}")
 
         self.num_classes = num_classes
@@ -156,7 +164,14 @@ class DETR(
         )
         self.input_proj = nn.Conv2d(int(body.num_channels), hidden_dim, 1)
         self.transformer = Transformer(
-            hidden_dim, num_heads, num_encoder_layers, num_decoder_layers, dim_feedforward, dropout, pre_norm
+            hidden_dim,
+            num_heads,
+            num_encoder_layers,
+            num_decoder_layers,
+            dim_feedforward,
+            dropout,
+            pre_norm,
+            norm_between_layers,
         )
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
@@ -186,7 +201,8 @@ class DETR(
             ValueError: The shape or the dtype of images or mask is wrong.
         """
         _check_batch(images, mask)
-        features = self.body(images)  # [B,C,h,w]
+        inputs = (images, mask) if isinstance(self.body, ResNet) else (images,)
+        features = self.body(*inputs)  # [B,C,h,w]
         if mask is None:
             cells = torch.zeros(1, *features.shape[-2:], dtype=torch.bool, device=features.device)
             padding = None
@@ -209,13 +225,15 @@ class DETR(
 
         Args:
             images: One image or a sequence of them. Each is a path, a PIL image, an array (uint8 [H,W,3] or [H,W]) or a
-                tensor (uint8 [3,H,W], or floating point [3,H,W] in [0,1]), not normalized.
+                tensor (uint8 [3,H,W], or floating point [3,H,W] in [0,1]), not normalized. The image of a path is
+                turned upright by its EXIF orientation; the others are taken as they are.
             threshold: Minimum score of the detections that are returned.
-            batch_size: Number of images per forward pass.
+            batch_size: Maximum number of images per forward pass. Only images of the same size after the resize share
+                one, so that no image is padded, and none changes the detections in another.
 
         Returns:
             For each image a dictionary on the CPU with ``scores`` float [n] in descending order, ``labels`` int64 [n],
-            and ``boxes`` float [n,4], xyxy in pixels of the given image and clipped to it.
+            and ``boxes`` float [n,4], xyxy in pixels of the given (upright) image and clipped to it.
 
         Raises:
             ImageError: An image cannot be read, or its dtype, shape or range is not supported.
@@ -250,61 +268,48 @@ class DETR(
         path = Path(pretrained_model_name_or_path)
         if path.is_file():
             return build_from_weights(cls, path, kwargs)
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except (LocalEntryNotFoundError, HFValidationError) as error:
-            raise _not_found(pretrained_model_name_or_path) from error
-        except JSONDecodeError as error:
-            raise CheckpointError(f"{pretrained_model_name_or_path}: config.json is damaged: {error}") from error
+        hub_arguments = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
+        files = _local_files(path) if path.is_dir() else _hub_files(str(pretrained_model_name_or_path), hub_arguments)
+        return build_from_weights(cls, files.weights, kwargs, read_config(files.config))
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_state_dict(self.state_dict(), save_directory / _WEIGHTS)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, config: dict[str, Any] | None = None, **kwargs: Any) -> DETR:
-        hub_arguments = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
-        if config is None and not Path(model_id).is_dir():
-            raise _not_found(model_id)
-        if config is None:
-            hint = (
-                "; did you mean its subdirectory model/?" if (Path(model_id) / "model" / "config.json").exists() else ""
-            )
-            raise CheckpointError(f"{model_id}: there is no config.json, which describes the model{hint}")
-        if config.get("model_type") == "detr":  # of transformers
-            given = {name: value for name, value in kwargs.items() if value != config.get(name)}
-            return build_from_weights(
-                cls, _weights_path(model_id, hub_arguments), given, from_huggingface_config(config)
-            )
-        unknown = sorted(config.keys() - cls._hub_mixin_init_parameters.keys())
-        if unknown:
-            raise CheckpointError(
-                f"{model_id}: config.json does not describe a DETR: it has the unknown keys {unknown}"
-            )
-        renumbered = kwargs.get("num_classes") != config.get("num_classes")
-        if renumbered and kwargs.get("categories") == config.get("categories"):
-            kwargs["categories"] = None  # they are the names of the old classes
-        model = cls(**kwargs)
-        load_weights(model, read_state_dict(_weights_path(model_id, hub_arguments)))
-        return model.eval()
+        save_state_dict(self.state_dict(), save_directory / _WEIGHTS[0])
 
 
-def _weights_path(model_id: str, hub_arguments: dict[str, Any]) -> Path:
-    if Path(model_id).is_dir():
-        return Path(model_id) / _WEIGHTS
-    return Path(hf_hub_download(model_id, _WEIGHTS, **hub_arguments))
+class _Files(NamedTuple):
+    config: Path
+    weights: Path
 
 
-def _not_found(name: str | Path) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"{name}: there is no such file or directory, and no repository of that name with a config.json can be reached "
-        "on the Hugging Face Hub"
-    )
+def _local_files(directory: Path) -> _Files:
+    if not (directory / _CONFIG).exists():
+        hint = "; did you mean its subdirectory model/?" if (directory / "model" / _CONFIG).exists() else ""
+        raise CheckpointError(f"{directory}: there is no config.json, which describes the model{hint}")
+    weights = [directory / name for name in _WEIGHTS]
+    return _Files(directory / _CONFIG, next((path for path in weights if path.exists()), weights[0]))
+
+
+def _hub_files(repository: str, arguments: Mapping[str, Any]) -> _Files:
+    """Download the files of a repository of the Hugging Face Hub, or find them in the cache."""
+    try:
+        config = hf_hub_download(repository, _CONFIG, **arguments)
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
+        raise FileNotFoundError(
+            f"{repository}: there is no such file or directory, and no repository of that name with a config.json can "
+            "be reached on the Hugging Face Hub"
+        ) from error
+    for name in _WEIGHTS:
+        try:
+            return _Files(Path(config), Path(hf_hub_download(repository, name, **arguments)))
+        except EntryNotFoundError:
+            continue
+    raise FileNotFoundError(f"{repository}: the repository has no {' and no '.join(_WEIGHTS)}, or it cannot be reached")
 
 
 def _check_integers(**arguments: tuple[Any, int]) -> None:
     """Raise ValueError for an argument, given as (value, minimum), that is not an integer or below the minimum."""
     for name, (value, minimum) in arguments.items():
-        if not isinstance(value, int) or value < minimum:
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
             raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
 
 
@@ -312,12 +317,16 @@ def _check_categories(categories: Sequence[Mapping[str, Any]] | None, num_classe
     """Convert the categories to dictionaries of ``id`` and ``name``; raise ValueError if there are too many."""
     if categories is None:
         return None
+    if not isinstance(categories, Sequence) or isinstance(categories, str):
+        raise ValueError(f"categories must be a sequence of mappings, got {type(categories).__name__}")
     if len(categories) > num_classes:
         raise ValueError(f"{len(categories)} categories do not fit into {num_classes} classes; raise num_classes")
     for label, category in enumerate(categories):
-        if not {"id", "name"} <= category.keys():
-            raise ValueError(f"category {label} needs an id and a name, got {dict(category)}")
-    return [{"id": int(category["id"]), "name": str(category["name"])} for category in categories]
+        if not isinstance(category, Mapping) or not {"id", "name"} <= category.keys():
+            raise ValueError(f"category {label} needs an id and a name, got {category!r}")
+        if not isinstance(category["id"], int) or not isinstance(category["name"], str):
+            raise ValueError(f"the id of category {label} must be an integer and its name a string, got {category!r}")
+    return [{"id": category["id"], "name": category["name"]} for category in categories]
 
 
 def _check_batch(images: Tensor, mask: Tensor | None) -> None:

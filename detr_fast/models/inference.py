@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from detr_fast.images import ImageError, pad_images, read_image, resize_shape, to_rgb, to_tensor
+from detr_fast.images import ImageError, read_image, resize_shape, to_rgb, to_tensor
 from detr_fast.ops.boxes import box_cxcywh_to_xyxy
 
 ImageInput: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
@@ -37,7 +37,8 @@ def predict(
         image_size: Length in pixels to which the shorter side of each image is resized.
         max_image_size: Maximum length of the longer side after resizing; None for no limit.
         threshold: Minimum score of the detections that are returned.
-        batch_size: Number of images per forward pass.
+        batch_size: Maximum number of images per forward pass. Only images of the same size after the resize share one,
+            so that no image is padded, and none changes the detections in another.
 
     Returns:
         For each image a dictionary on the CPU with ``scores`` float [n] in descending order, ``labels`` int64 [n], and
@@ -90,10 +91,13 @@ def postprocess(logits: Tensor, boxes: Tensor, sizes: Sequence[tuple[int, int]])
 
 def _detect(model: nn.Module, images: list[Image.Image], sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
     parameter = next(model.parameters())  # decides the device and the dtype of the inputs
-    batch, mask = pad_images([to_tensor(image) for image in images])
-    padding = mask.to(parameter.device) if mask.any() else None
-    output = model(batch.to(parameter), padding)
-    return postprocess(output.pred_logits.cpu(), output.pred_boxes.cpu(), sizes)
+    found: dict[int, dict[str, Tensor]] = {}
+    for size in dict.fromkeys(image.size for image in images):
+        rows = [row for row, image in enumerate(images) if image.size == size]
+        output = model(torch.stack([to_tensor(images[row]) for row in rows]).to(parameter))
+        results = postprocess(output.pred_logits.cpu(), output.pred_boxes.cpu(), [sizes[row] for row in rows])
+        found.update(zip(rows, results, strict=True))
+    return [found[row] for row in range(len(images))]
 
 
 def _resize(image: Image.Image, shorter: int, longest: int | None) -> Image.Image:

@@ -36,8 +36,8 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize features [B,C,H,W]."""
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Normalize features [B,C,H,W], whatever is padded."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()  # [C]
         shift = self.bias - self.running_mean * scale
         # A single pass that saves no activation for the backward pass, whereas F.batch_norm would save x.
@@ -46,6 +46,37 @@ class FrozenBatchNorm2d(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class MaskedGroupNorm(nn.GroupNorm):
+    """Group normalization (https://arxiv.org/abs/1803.08494) whose statistics leave padding out.
+
+    Padded features become 0, which is what a convolution pads with, so that features do not depend on the padding.
+    """
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Normalize features [B,C,H,W]; ``padding`` is bool [B,H,W], True where an image is padded, or None."""
+        if padding is None:
+            return super().forward(x)
+        present = (~padding)[:, None, None].to(torch.promote_types(x.dtype, torch.float32))  # [B,1,1,H,W]
+        groups = x.unflatten(1, (self.num_groups, -1)) * present  # [B,G,C/G,H,W]
+        count = present.sum((2, 3, 4), keepdim=True).clamp(min=1) * groups.shape[2]
+        centered = (groups - groups.sum((2, 3, 4), keepdim=True) / count) * present
+        variance = centered.square().sum((2, 3, 4), keepdim=True) / count
+        normalized = (centered * (variance + self.eps).rsqrt()).flatten(1, 2)
+        weight, bias = self.weight[:, None, None], self.bias[:, None, None]
+        return ((normalized * weight + bias) * present[:, 0]).to(x.dtype)
+
+
+class Shortcut(nn.Sequential):
+    """The shortcut of a block: a 1x1 convolution and a normalization, or nothing if the shapes are the same."""
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Map the input of the block to the shape of its output; ``padding`` is that of the output."""
+        if not len(self):
+            return x
+        convolution, norm = self
+        return norm(convolution(x), padding)
 
 
 class BasicBlock(nn.Module):
@@ -57,16 +88,18 @@ class BasicBlock(nn.Module):
         super().__init__()
         if dilation != 1:
             raise ValueError("only bottleneck networks (ResNet-50 and up) can be dilated")
+        self.stride = stride
         self.conv1 = _conv3x3(in_channels, width, stride)
         self.bn1 = norm(width)
         self.conv2 = _conv3x3(width, width)
         self.bn2 = norm(width)
         self.downsample = _shortcut(in_channels, width, stride, norm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn1(self.conv1(x)).relu_()
-        y = self.bn2(self.conv2(y))
-        return (y + self.downsample(x)).relu_()
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        padding = _strided(padding, self.stride)
+        y = self.bn1(self.conv1(x), padding).relu_()
+        y = self.bn2(self.conv2(y), padding)
+        return (y + self.downsample(x, padding)).relu_()
 
 
 class Bottleneck(nn.Module):
@@ -80,6 +113,7 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels: int, width: int, stride: int, dilation: int, norm: Norm) -> None:
         super().__init__()
         out_channels = width * self.expansion
+        self.stride = stride
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = norm(width)
         self.conv2 = _conv3x3(width, width, stride, dilation)
@@ -88,11 +122,12 @@ class Bottleneck(nn.Module):
         self.bn3 = norm(out_channels)
         self.downsample = _shortcut(in_channels, out_channels, stride, norm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn1(self.conv1(x)).relu_()
-        y = self.bn2(self.conv2(y)).relu_()
-        y = self.bn3(self.conv3(y))
-        return (y + self.downsample(x)).relu_()
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        strided = _strided(padding, self.stride)
+        y = self.bn1(self.conv1(x), padding).relu_()
+        y = self.bn2(self.conv2(y), strided).relu_()
+        y = self.bn3(self.conv3(y), strided)
+        return (y + self.downsample(x, strided)).relu_()
 
 
 class ResNet(nn.Module):
@@ -150,11 +185,23 @@ class ResNet(nn.Module):
         for name in frozen:
             self.get_submodule(name).requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute features [B,num_channels,h,w] of images [B,3,H,W]."""
-        x = self.maxpool(self.bn1(self.conv1(images)).relu_())
+    def forward(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Compute features [B,num_channels,h,w] of images [B,3,H,W].
+
+        Args:
+            images: The images, zero where they are padded.
+            padding: bool [B,H,W], True where an image is padded; None if none is. Normalizations with fixed statistics
+                do not need it.
+        """
+        padding = _strided(padding, 2)
+        x = self.maxpool(self.bn1(self.conv1(images), padding).relu_())
+        if not isinstance(self.maxpool, nn.Identity):
+            padding = _strided(padding, 2)
         for name in self.stages:
-            x = self.get_submodule(name)(x)
+            for block in self.get_submodule(name).children():
+                assert isinstance(block, BasicBlock | Bottleneck)
+                x = block(x, padding)
+                padding = _strided(padding, block.stride)
         return x
 
     def _reset_parameters(self) -> None:
@@ -178,7 +225,7 @@ BACKBONES: dict[str, Callable[[], ResNet]] = {
         (32, 64, 128),
         stem_kernel=3,
         stem_pool=False,
-        norm=partial(nn.GroupNorm, 8),
+        norm=partial(MaskedGroupNorm, 8),
         frozen=(),
     ),
 }
@@ -205,7 +252,12 @@ def _conv3x3(in_channels: int, out_channels: int, stride: int = 1, dilation: int
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
 
 
-def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> nn.Module:
+def _strided(padding: Tensor | None, stride: int) -> Tensor | None:
+    """Return the padding of the output of a convolution, which is centered at every stride-th position of its input."""
+    return padding if padding is None or stride == 1 else padding[:, ::stride, ::stride]
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> Shortcut:
     if stride == 1 and in_channels == out_channels:
-        return nn.Identity()
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), norm(out_channels))
+        return Shortcut()
+    return Shortcut(nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), norm(out_channels))

@@ -187,12 +187,15 @@ class Decoder(nn.Module):
     Args:
         layers: The layers.
         norm: Normalization of the outputs.
+        norm_between_layers: Whether the input of each layer after the first is normalized, too. The output of the last
+            layer is then normalized twice, as in the DETR of transformers with ``auxiliary_loss=True``.
     """
 
-    def __init__(self, layers: list[DecoderLayer], norm: nn.Module) -> None:
+    def __init__(self, layers: list[DecoderLayer], norm: nn.Module, norm_between_layers: bool) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = norm
+        self.norm_between_layers = norm_between_layers
 
     def forward(self, query_position: Tensor, memory: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
         """Decode the queries.
@@ -211,7 +214,11 @@ class Decoder(nn.Module):
         outputs = []
         for layer in self.layers:
             x = layer(x, query_position, memory, memory_key, padding)
+            if self.norm_between_layers:
+                x = self.norm(x)
             outputs.append(x)
+        if self.norm_between_layers:
+            return torch.stack([*outputs[:-1], self.norm(x)])
         return self.norm(torch.stack(outputs))
 
 
@@ -226,6 +233,8 @@ class Transformer(nn.Module):
         dim_feedforward: Number of hidden features of the feed-forward networks.
         dropout: Dropout probability of attention weights, hidden features and sublayer outputs.
         pre_norm: Whether a sublayer normalizes its input instead of the sum with its output.
+        norm_between_layers: Whether the decoder normalizes the input of each layer after the first; see
+            :class:`Decoder`.
     """
 
     def __init__(
@@ -237,6 +246,7 @@ class Transformer(nn.Module):
         dim_feedforward: int,
         dropout: float,
         pre_norm: bool,
+        norm_between_layers: bool = False,
     ) -> None:
         super().__init__()
         shape = (dim, num_heads, dim_feedforward, dropout, pre_norm)
@@ -244,7 +254,9 @@ class Transformer(nn.Module):
             [EncoderLayer(*shape) for _ in range(num_encoder_layers)],
             nn.LayerNorm(dim) if pre_norm else nn.Identity(),
         )
-        self.decoder = Decoder([DecoderLayer(*shape) for _ in range(num_decoder_layers)], nn.LayerNorm(dim))
+        self.decoder = Decoder(
+            [DecoderLayer(*shape) for _ in range(num_decoder_layers)], nn.LayerNorm(dim), norm_between_layers
+        )
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)

@@ -143,6 +143,24 @@ class LossWeights:
         return sum(weighted, losses.new_zeros(()))
 
 
+def check_agreement(match: MatchWeights, loss: LossWeights) -> None:
+    """Check that the costs and the losses read the logits in the same way.
+
+    Args:
+        match: Costs of the matching.
+        loss: Weights of the losses.
+
+    Raises:
+        ValueError: One takes the softmax of logits whose last one is no-object, the other the sigmoid of each logit.
+    """
+    if (match.class_cost == "softmax") != (loss.class_loss == "softmax"):
+        raise ValueError(
+            f"class_cost={match.class_cost!r} and class_loss={loss.class_loss!r} do not go together: softmax takes "
+            "the last logit as no-object, the others take each logit as a class; use the MatchWeights and LossWeights "
+            "of one preset"
+        )
+
+
 _SMALLEST_EPS = 1e-30  # far enough from the smallest normal float32 that no backend rounds with it differently
 
 

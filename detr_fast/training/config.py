@@ -35,6 +35,8 @@ class ModelConfig:
         num_queries: number of queries, which is the maximum number of objects that are detected in an image.
         position_encoding: sine or learned.
         pre_norm: normalize the input of each sublayer instead of its output.
+        norm_between_layers: normalize the input of each decoder layer after the first, too, as transformers' DETR does
+            with auxiliary_loss=True.
         weights: weights to start from: a file, the directory of a saved model, or the id of a Hugging Face Hub
             repository.
         backbone_weights: a file of ImageNet weights of the backbone with torchvision's names.
@@ -50,6 +52,7 @@ class ModelConfig:
     num_queries: int = 100
     position_encoding: Literal["sine", "learned"] = "sine"
     pre_norm: bool = False
+    norm_between_layers: bool = False
     weights: str | None = None
     backbone_weights: str | None = None
 
@@ -68,6 +71,8 @@ class DataConfig:
         val_annotations: COCO detection JSON of the validation images.
         batch_size: images per batch on each rank.
         num_workers: processes that load images on each rank.
+        orientation: what the boxes of an image with an EXIF orientation refer to where its stated size does not tell,
+            the upright image or the pixels as stored.
         augmentation: augmentation of the training images.
         eval_size: length of the shorter side of an image in evaluation and prediction, in pixels.
         eval_max_size: maximum length of the longer side in evaluation and prediction, in pixels.
@@ -82,6 +87,7 @@ class DataConfig:
     val_annotations: str
     batch_size: int = 2
     num_workers: int = 2
+    orientation: Literal["upright", "stored"] = "upright"
     augmentation: Augmentation = field(default_factory=Augmentation)
     eval_size: int = 800
     eval_max_size: int | None = 1333
@@ -101,11 +107,11 @@ class OptimConfig:
 
     Args:
         lr: learning rate of the transformer and the heads.
-        backbone_lr: learning rate of the backbone.
+        backbone_lr: learning rate of the backbone; 0 freezes it.
         weight_decay: weight decay of AdamW.
         clip_norm: maximum norm of the gradient; 0 disables clipping.
         schedule: step multiplies the learning rate by 0.1 after drop_epoch; cosine anneals it to 0.
-        drop_epoch: epoch after which the step schedule lowers the learning rate.
+        drop_epoch: epoch after which the step schedule lowers the learning rate; null for two thirds of the epochs.
         warmup_steps: optimizer steps over which the learning rate rises from 0.
         accumulate: batches whose gradients are accumulated for an optimizer step.
         ema_decay: decay of an exponential moving average of the weights, which is then evaluated and saved as the
@@ -120,7 +126,7 @@ class OptimConfig:
     weight_decay: float = 1e-4
     clip_norm: float = 0.1
     schedule: Literal["step", "cosine"] = "step"
-    drop_epoch: int = 200
+    drop_epoch: int | None = None
     warmup_steps: int = 0
     accumulate: int = 1
     ema_decay: float = 0.0
@@ -128,7 +134,9 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _check_types(self, "optim.")
         _check_minimum(self, "optim.", lr=0, backbone_lr=0, weight_decay=0, clip_norm=0)
-        _check_minimum(self, "optim.", drop_epoch=0, warmup_steps=0, accumulate=1)
+        _check_minimum(self, "optim.", warmup_steps=0, accumulate=1)
+        if self.drop_epoch is not None:
+            _check_minimum(self, "optim.", drop_epoch=0)
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"optim.ema_decay must be at least 0 and below 1, got {self.ema_decay}")
 
@@ -178,6 +186,9 @@ class TrainConfig:
         _check_minimum(self, "", epochs=1, eval_every=1, checkpoint_every=0, checkpoint_steps=0, log_every=1, seed=0)
         if self.seed > MAX_SEED:
             raise ConfigError(f"seed must be at most {MAX_SEED}, got {self.seed}")
+        for name, value in (("match.class_cost", self.match.class_cost), ("loss.class_loss", self.loss.class_loss)):
+            if value != "softmax":
+                raise ConfigError(f"{name} must be softmax, since the model has a no-object class; got {value}")
 
 
 def as_plain_data(config: TrainConfig) -> dict[str, Any]:

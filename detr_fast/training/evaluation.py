@@ -16,8 +16,10 @@ from accelerate.utils import broadcast_object_list, gather_object
 from hotcoco import COCO, COCOeval
 
 from detr_fast.data import Batch, Category, CocoDetection, Resize
+from detr_fast.data.annotations import Orientation
 from detr_fast.models import DETR, postprocess
 from detr_fast.training.loading import build_eval_data
+from detr_fast.training.ranks import build_accelerator
 
 METRICS = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
@@ -65,7 +67,7 @@ def detect(
             continue
         batch = batch.to(accelerator.device, non_blocking=True)
         with accelerator.autocast():
-            output = model(batch.images, batch.mask)
+            output = model(batch.images, batch.padding)
         results = postprocess(output.pred_logits.float(), output.pred_boxes.float(), batch.original_sizes)
         for image_id, result in zip(batch.image_ids, results, strict=True):
             boxes, scores, labels = (result[key].cpu().double() for key in ("boxes", "scores", "labels"))
@@ -189,6 +191,7 @@ def evaluate_model(
     batch_size: int = 2,
     num_workers: int = 2,
     mixed_precision: str = "no",
+    orientation: Orientation = "upright",
 ) -> dict[str, Any]:
     """Evaluate a saved model on COCO-format data, on all ranks of the launch.
 
@@ -200,6 +203,7 @@ def evaluate_model(
         batch_size: Images per batch on each rank.
         num_workers: Processes that load images on each rank.
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
+        orientation: As for :class:`~detr_fast.data.CocoDetection`.
 
     Returns:
         The metrics of :func:`coco_metrics`.
@@ -207,8 +211,9 @@ def evaluate_model(
     Raises:
         CheckpointError: The model cannot be loaded.
         DataError: The data set cannot be used.
+        ConfigError: The device does not support the precision, or the launched processes are no ranks.
     """
-    accelerator = Accelerator(mixed_precision=mixed_precision)
+    accelerator = build_accelerator(mixed_precision=mixed_precision)
     detector = DETR.from_pretrained(model).to(accelerator.device)
     categories = None if detector.categories is None else [Category(c["id"], c["name"]) for c in detector.categories]
     dataset, loader = build_eval_data(
@@ -219,5 +224,6 @@ def evaluate_model(
         categories=categories,
         batch_size=batch_size,
         num_workers=num_workers,
+        orientation=orientation,
     )
     return evaluate(detector, loader, dataset, accelerator)

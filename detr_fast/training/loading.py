@@ -12,6 +12,7 @@ from accelerate import Accelerator, skip_first_batches
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from detr_fast.data import Batch, Category, CocoDetection, DataError, Resize, collate
+from detr_fast.data.annotations import Orientation
 from detr_fast.training.config import DataConfig
 
 
@@ -61,6 +62,7 @@ def build_train_data(config: DataConfig, accelerator: Accelerator, *, seed: int)
         config.augmentation,
         seed=seed,
         on_unreadable="substitute",
+        orientation=config.orientation,
     )
     if dataset.num_boxes == 0:
         raise DataError(f"the training data have no valid box, so that there is nothing to learn; {dataset.describe()}")
@@ -90,6 +92,7 @@ def build_eval_data(
     categories: Sequence[Category] | None,
     batch_size: int,
     num_workers: int,
+    orientation: Orientation,
 ) -> tuple[CocoDetection, DataLoader]:
     """Open a data set for evaluation.
 
@@ -101,6 +104,7 @@ def build_eval_data(
         categories: The categories of the model; None for those of the annotation file.
         batch_size: Images per batch.
         num_workers: Processes that load images.
+        orientation: As for :class:`CocoDetection`.
 
     Returns:
         The data set, and a loader of this rank's share of it; each image is loaded by one rank.
@@ -108,7 +112,8 @@ def build_eval_data(
     Raises:
         DataError: The data set cannot be used.
     """
-    dataset = CocoDetection(images, annotations, transform, categories=categories, on_unreadable="skip")
+    options: Any = {"categories": categories, "on_unreadable": "skip", "orientation": orientation}
+    dataset = CocoDetection(images, annotations, transform, **options)
     share = Subset(dataset, range(accelerator.process_index, len(dataset), accelerator.num_processes))
     return dataset, _loader(share, accelerator, batch_size=batch_size, num_workers=num_workers)
 

@@ -17,8 +17,17 @@ TensorList: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Build AdamW for the trainable parameters; those of the backbone have their own learning rate."""
+    """Build AdamW for the trainable parameters; those of the backbone have their own learning rate.
+
+    With a rate of 0 the backbone is frozen, as in facebookresearch/detr: its gradients are not computed, and do not
+    count when the norm of the gradient is clipped. Its parameters remain in the optimizer, so that a run can be resumed
+    with another rate.
+    """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if config.backbone_lr == 0:
+        for name, parameter in named:
+            if name.startswith("backbone.0."):
+                parameter.requires_grad_(False)
     groups = [
         {"params": [p for name, p in named if not name.startswith("backbone.0.")], "lr": config.lr},
         {"params": [p for name, p in named if name.startswith("backbone.0.")], "lr": config.backbone_lr},
@@ -38,7 +47,8 @@ def build_scheduler(
         epochs: Number of epochs.
     """
     total = steps_per_epoch * epochs
-    decay = _step_decay(config.drop_epoch * steps_per_epoch)
+    drop_epoch = 2 / 3 * epochs if config.drop_epoch is None else config.drop_epoch
+    decay = _step_decay(round(drop_epoch * steps_per_epoch))
     if config.schedule == "cosine":
         decay = _cosine_decay(config.warmup_steps, total)
 

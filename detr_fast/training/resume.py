@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from detr_fast.checkpoints.state_dict import CheckpointError
-from detr_fast.training.config import TrainConfig, as_plain_data
+from detr_fast.training.config import DataConfig, TrainConfig, as_plain_data
 
 REMEDY = (
     "resume with the settings and the data of the run, or start another run with another --output, whose model.weights "
@@ -47,6 +47,7 @@ FIXED = (
     "data.batch_size",  # the product with the number of ranks
     "data.eval_max_size",
     "data.eval_size",
+    "data.orientation",
     "model.backbone",
     "model.backbone_weights",
     "model.dim_feedforward",
@@ -57,6 +58,7 @@ FIXED = (
     "model.num_queries",
     "model.position_encoding",
     "model.pre_norm",
+    "model.norm_between_layers",
     "model.weights",
     "optim.accumulate",
     "optim.ema_decay",
@@ -78,7 +80,8 @@ def check_resumed(state: Mapping[str, Any], config: TrainConfig, *, num_ranks: i
     Raises:
         CheckpointError: A setting differs that cannot change, or the run has completed more epochs already.
     """
-    before, now = dict(_flatten(state["config"])), dict(_flatten(as_plain_data(config)))
+    now = dict(_flatten(as_plain_data(config)))
+    before = _DEFAULTS | dict(_flatten(state["config"]))  # a release before a setting was added did not record it
     before["data.batch_size"] = _per_step(before.get("data.batch_size"), len(state["random"]))
     now["data.batch_size"] = _per_step(now["data.batch_size"], num_ranks)
     changed = [name for name in now if now[name] != before.get(name)]
@@ -112,3 +115,6 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + str(name), value
+
+
+_DEFAULTS = dict(_flatten(as_plain_data(TrainConfig(data=DataConfig("", "", "", "")))))

@@ -173,7 +173,8 @@ def _is_progress(part: Any) -> bool:
     progress = Progress(**part)
     counts = (progress.epoch, progress.samples, progress.step)
     return (
-        all(_is_count(count) for count in counts)
+        part.keys() == vars(progress).keys()
+        and all(_is_count(count) for count in counts)
         and -1 <= progress.best_ap <= 1
         and 0 <= progress.seconds < float("inf")
     )

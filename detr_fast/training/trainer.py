@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from safetensors import SafetensorError
 from tqdm import tqdm
@@ -28,12 +27,15 @@ from detr_fast.training.files import OutputLock, write_atomically
 from detr_fast.training.loading import build_eval_data, build_train_data
 from detr_fast.training.model import build_model, check_model, save_model
 from detr_fast.training.monitor import LossMonitor, MetricsLog, TrainingError
+from detr_fast.training.ranks import build_accelerator, check_agreement
 from detr_fast.training.resume import REMEDY, check_resumed
 from detr_fast.training.run_checkpoint import BEST, LAST, load_latest, save_checkpoint
 from detr_fast.training.signals import Stopped, StopSignal
 from detr_fast.training.state import RunState
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 60.0  # seconds that a rank waits for the others after a signal
 
 
 class Trainer:
@@ -47,7 +49,8 @@ class Trainer:
         DataError: The data sets cannot be used.
         CheckpointError: The output directory contains a run and ``resume`` is False, or none of its checkpoints can be
             read, or another process is writing to it, or the weights to start from cannot be loaded.
-        ConfigError: An option of the model is out of range, or the output directory cannot be written to.
+        ConfigError: An option of the model is out of range, the output directory cannot be written to, or the ranks of
+            the launch differ in their data or settings.
         FileNotFoundError: The weights to start from do not exist.
     """
 
@@ -55,7 +58,7 @@ class Trainer:
         self.config = config
         self.output = Path(config.output)
         check_model(config.model)
-        self.accelerator = _build_accelerator(config)
+        self.accelerator = build_accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
         self._lock = self._lock_output()
         saved = self._saved_state(resume)
         self.data = build_train_data(config.data, self.accelerator, seed=config.seed)
@@ -67,9 +70,15 @@ class Trainer:
             categories=self.data.dataset.categories,
             batch_size=config.data.batch_size,
             num_workers=config.data.num_workers,
+            orientation=config.data.orientation,
         )
+        check_agreement(self.accelerator, self._facts())
         self._described = ""
+        self._warn_of_schedule()
         self._describe_data()
+        for dataset in (self.data.dataset, self.val_dataset):
+            if many_objects := dataset.describe_many_objects(config.model.num_queries):
+                self._say(f"model.num_queries is too small: {many_objects}")
 
         set_seed(config.seed)
         architecture = config.model
@@ -80,7 +89,7 @@ class Trainer:
         steps_per_epoch = math.ceil(len(self.data) / config.optim.accumulate)
         self.state = RunState(model, config, self.accelerator, steps_per_epoch=steps_per_epoch)
         self.monitor = LossMonitor()
-        self.stop = StopSignal()
+        self.stop = StopSignal(patience=PATIENCE if self.accelerator.num_processes > 1 else None)
         if saved is not None:
             self._check_data(saved)
             self.state.load(saved)
@@ -143,6 +152,7 @@ class Trainer:
                 ends_epoch = index + 1 == len(self.data)
                 ends_step = ends_epoch or (index + 1) % config.optim.accumulate == 0
                 self._train_batch(batch.to(self.accelerator.device, non_blocking=True), ends_step=ends_step)
+                self.stop.beat()
                 progress.samples += per_batch
                 progress.seconds += clock.count(per_batch)
                 bar.update()
@@ -160,7 +170,7 @@ class Trainer:
         state, clip_norm = self.state, self.config.optim.clip_norm
         where = f"step {state.progress.step + 1}, images {batch.image_ids}"
         with nullcontext() if ends_step else self.accelerator.no_sync(state.model):
-            output = state.model(batch.images, batch.mask)
+            output = state.model(batch.images, batch.padding)
             try:
                 total, terms = self.criterion(output.logits.float(), output.boxes.float(), batch.targets)
             except ValueError as error:
@@ -199,7 +209,7 @@ class Trainer:
                 self.val_loader,
                 self.val_dataset,
                 self.accelerator,
-                should_stop=lambda: self.accelerator.num_processes == 1 and self.stop.received is not None,
+                should_stop=self._stops_evaluation,
             )
         except EvaluationStopped:
             raise self._stopped() from None
@@ -215,6 +225,10 @@ class Trainer:
             except (OSError, SafetensorError) as error:
                 logger.warning("could not write the results to %s: %s; training continues", self.output, error)
         return metrics
+
+    def _stops_evaluation(self) -> bool:
+        self.stop.beat()
+        return self.accelerator.num_processes == 1 and self.stop.received is not None
 
     def _write_results(self, metrics: dict[str, Any], *, best: bool) -> None:
         progress = self.state.progress
@@ -270,6 +284,14 @@ class Trainer:
             )
         return None
 
+    def _facts(self) -> dict[str, Any]:
+        """Return what all ranks have to agree on, in order to do the same number of steps and evaluations."""
+        config = self.config
+        settings = {name: getattr(config, name) for name in ("epochs", "eval_every", "log_every", "checkpoint_every")}
+        batches = {"the number of training batches": len(self.data), "optim.accumulate": config.optim.accumulate}
+        digests = {f"the {name} data (SHA-256)": digest for name, digest in self._data_digests().items()}
+        return batches | settings | {"checkpoint_steps": config.checkpoint_steps, "model": config.model} | digests
+
     def _data_digests(self) -> dict[str, str]:
         return {"train": self.data.dataset.digest(), "val": self.val_dataset.digest()}
 
@@ -306,16 +328,20 @@ class Trainer:
             self._say(described)
         self._described = described
 
+    def _warn_of_schedule(self) -> None:
+        optim, epochs = self.config.optim, self.config.epochs
+        never = optim.schedule == "step" and optim.drop_epoch is not None and optim.drop_epoch >= epochs
+        if never and self.accelerator.is_main_process:
+            logger.warning(
+                "optim.drop_epoch is %d and epochs is %d, so that the learning rate is never lowered; without "
+                "drop_epoch it is lowered after two thirds of the epochs",
+                optim.drop_epoch,
+                epochs,
+            )
+
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:
             tqdm.write(text)
-
-
-def _build_accelerator(config: TrainConfig) -> Accelerator:
-    try:
-        return Accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
-    except ValueError as error:  # the device does not support the precision
-        raise ConfigError(f"mixed_precision: {error}") from error
 
 
 class _Clock:

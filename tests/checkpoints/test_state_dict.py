@@ -209,11 +209,12 @@ def test_a_damaged_directory_is_named(tmp_path, small_detr):
     weights.unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors: there is no such file"):
         DETR.from_pretrained(tmp_path)
+    small_detr().save_pretrained(tmp_path)
     config.write_text('{"num_classes": 3, "num_la')
-    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read or is damaged"):
         DETR.from_pretrained(tmp_path)
     config.write_text('{"num_classes": 3, "num_labels": 3}')
-    with pytest.raises(CheckpointError, match=r"unknown keys \['num_labels'\]"):
+    with pytest.raises(CheckpointError, match=r"unknown keys num_labels"):
         DETR.from_pretrained(tmp_path)
     config.unlink()
     with pytest.raises(CheckpointError, match=r"there is no config\.json"):

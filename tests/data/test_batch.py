@@ -24,6 +24,8 @@ def test_collate_pads_and_packs() -> None:
     assert torch.equal(batch.images[0, :, :4], first.image)
     assert torch.equal(batch.images[1, :, :, :7], second.image)
     assert (~batch.mask).sum((1, 2)).tolist() == [36, 42]
+    assert batch.padding is batch.mask
+    assert collate([first, first]).padding is None
     assert batch.targets.sizes == [2, 0]
     assert torch.equal(batch.targets.boxes, first.boxes)
     assert (batch.image_ids, batch.original_sizes) == ([5, 3], [(8, 18), (12, 14)])

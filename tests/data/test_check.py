@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from detr_fast.data import CocoDetection, DataError, FaultKind, Resize, check_dataset, count_faults
 
@@ -63,3 +66,84 @@ def test_an_unusable_annotation_file_is_an_error(folder: Any) -> None:
     folder.file.write_text("")
     with pytest.raises(DataError, match="is empty"):
         check_dataset(folder.images, folder.file)
+
+
+@pytest.mark.parametrize("crowd", [False, True])
+def test_no_annotations_at_all_are_reported(folder: Any, crowd: bool) -> None:
+    folder.content["annotations"] = [folder.annotation(1, 10, 7, [4, 6, 10, 12], iscrowd=1)] if crowd else []
+    folder.write()
+    assert [fault.kind for fault in check_dataset(folder.images, folder.file)] == [FaultKind.NO_ANNOTATION]
+    assert "no usable annotation" in CocoDetection(folder.images, folder.file, Resize(30)).describe()
+
+
+def test_boxes_as_fractions_are_reported(folder: Any) -> None:
+    for entry in folder.content["annotations"]:
+        left, top, width, height = entry["bbox"]
+        entry["bbox"] = [left / 40, top / 30, width / 40, height / 30]
+    folder.write()
+    (fault,) = check_dataset(folder.images, folder.file)
+    assert fault.kind == FaultKind.BOXES_AS_FRACTIONS
+    assert "all 3 boxes lie in the first pixel of their image; COCO's boxes are in pixels" in str(fault)
+    assert CocoDetection(folder.images, folder.file, Resize(30)).report == {fault.kind: 1}
+    folder.content["annotations"][0]["bbox"] = [0, 0, 1, 2]
+    folder.write()
+    assert not check_dataset(folder.images, folder.file)
+
+
+def test_more_objects_than_queries_are_reported(folder: Any) -> None:
+    assert not check_dataset(folder.images, folder.file, num_queries=2)
+    (fault,) = check_dataset(folder.images, folder.file, num_queries=1)
+    assert (fault.kind, fault.image_id, fault.message) == (FaultKind.MANY_OBJECTS, 10, "2 objects, but 1 queries")
+
+
+def _turn(folder: Any, name: str, orientation: int, size: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+    pixels[:, : size[0] // 2] = 255  # the left half of the stored pixels is white
+    Image.fromarray(pixels).save(folder.images / name, exif=exif)
+
+
+@pytest.mark.parametrize("setting", ["upright", "stored"])
+@pytest.mark.parametrize(
+    ("orientation", "stored", "told"),
+    [
+        (6, (30, 40), "upright"),  # the annotation file says 40 x 30
+        (8, (30, 40), "upright"),
+        (6, (40, 30), "stored"),
+        (3, (40, 30), None),
+        (2, (40, 30), None),
+        (6, (50, 60), None),
+    ],
+)
+def test_boxes_are_those_of_the_image_whose_size_is_stated(folder, setting, orientation, stored, told) -> None:
+    _turn(folder, "10.png", orientation, stored)
+    faults = check_dataset(folder.images, folder.file, orientation=setting)
+    assert [fault.kind for fault in faults if fault.kind != FaultKind.WRONG_IMAGE_SIZE] == [FaultKind.TURNED_IMAGE]
+    assert (len(faults) == 2) == (stored == (50, 60))
+    taken = told or setting
+    by = "the stated size" if told else f"the setting orientation={setting}"
+    assert faults[0].image_id == 10
+    assert f"the EXIF orientation is {orientation}; the boxes are taken for the {taken} image" in faults[0].message
+    assert faults[0].message.endswith(f"by {by}")
+    dataset = CocoDetection(folder.images, folder.file, Resize(30), orientation=setting)
+    with Image.open(folder.images / "10.png") as image:
+        expected = ImageOps.exif_transpose(image) if taken == "upright" else image.copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = [dataset.load_image(index) for index in range(len(dataset))]
+    assert loaded[0].image.size == expected.size
+    assert np.array_equal(np.asarray(loaded[0].image), np.asarray(expected))
+    assert dataset.report == count_faults(faults)
+
+
+def test_an_unknown_orientation_is_named(folder: Any) -> None:
+    with pytest.raises(ValueError, match='orientation must be "upright" or "stored", got 6'):
+        CocoDetection(folder.images, folder.file, Resize(30), orientation=6)
+
+
+def test_images_of_fewer_bits_are_reported(folder: Any) -> None:
+    Image.fromarray(np.linspace(0, 4095, 1200).astype(np.uint16).reshape(30, 40)).save(folder.images / "10.png")
+    (fault,) = check_dataset(folder.images, folder.file)
+    assert (fault.kind, fault.image_id) == (FaultKind.UNUSUAL_DEPTH, 10)
+    assert "taken to have 12 bits" in str(fault)

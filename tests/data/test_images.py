@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from detr_fast.images import ImageError, pad_images, read_image, resize_shape, to_tensor
+from detr_fast.images import ImageError, decode_image, pad_images, read_image, resize_shape, to_tensor
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "RGBA", "CMYK", "1"])
@@ -24,11 +24,45 @@ def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
     assert np.asarray(read_image(tmp_path / "deep.png"))[0, :, 0].tolist() == [0, 0, 1, 128, 255]
 
 
-def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bits", "white"), [(8, 255), (12, 4095), (16, 65535)])
+def test_fewer_than_sixteen_bits_are_scaled(tmp_path: Path, bits: int, white: int) -> None:
+    values = np.array([[0, white // 2, white]], dtype=np.uint16)
+    for name in ("deep.png", "deep.tif"):
+        Image.fromarray(values).save(tmp_path / name)
+        decoded = decode_image(tmp_path / name)
+        assert np.asarray(decoded.image)[0, :, 0].tolist() == [0, 127, 255]
+        assert decoded.depth == bits
+    Image.fromarray(values.astype(np.int32)).save(tmp_path / "deep.tif")
+    assert np.asarray(read_image(tmp_path / "deep.tif"))[0, :, 0].tolist() == [0, 127, 255]
+
+
+def test_floating_point_values_are_scaled_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "float.tif"
+    for values, expected in (([0, 0.5, 1], [0, 128, 255]), ([0, 1.5, 255], [0, 2, 255])):
+        Image.fromarray(np.array([values], dtype=np.float32)).save(path)
+        assert np.asarray(read_image(path))[0, :, 0].tolist() == expected
+    for values in ([0, 256], [-1, 1], [0, float("nan")], [float("nan"), 1], [0, float("inf")]):
+        Image.fromarray(np.array([values], dtype=np.float32)).save(path)
+        with pytest.raises(ImageError, match=r"float\.tif: .* must be within \[0,1\] or \[0,255\], got"):
+            read_image(path)
+    Image.fromarray(np.array([[0, 70000]], dtype=np.int32)).save(path)
+    with pytest.raises(ImageError, match="integers must have at most 16 bits, got 0 to 70000"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_images_are_turned_upright_as_pillow_does(tmp_path: Path, suffix: str, orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees for display
-    Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
-    assert read_image(tmp_path / "turned.jpg").size == (40, 30)
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    path = tmp_path / f"turned.{suffix}"
+    Image.fromarray(pixels).save(path, exif=exif)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    assert np.array_equal(np.asarray(read_image(path)), expected)
+    if suffix != "tif":  # which Pillow turns when it decodes it
+        assert decode_image(path).image.size == (32, 24)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])

@@ -11,7 +11,7 @@ pytest.importorskip("transformers", reason="transformers is not installed; it is
 
 from detr_fast import DETR
 from detr_fast.checkpoints.formats import recognize_format, to_original
-from detr_fast.models import convert_checkpoint, read_state_dict
+from detr_fast.models import CheckpointError, convert_checkpoint, read_state_dict
 
 
 @pytest.fixture(scope="module", params=["huggingface", "huggingface_timm"])
@@ -22,8 +22,8 @@ def backbone(request, import_or_skip):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def huggingface(backbone):
+@pytest.fixture(scope="module", params=[False, True], ids=["", "auxiliary_loss"])
+def huggingface(backbone, request):
     """A DETR of transformers with a ResNet-18, random weights and random statistics in its batch norms."""
     from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
@@ -45,6 +45,7 @@ def huggingface(backbone):
         num_queries=7,
         num_labels=5,
         dropout=0.0,
+        auxiliary_loss=request.param,
     )
     model = DetrForObjectDetection(config).eval()
     for name, buffer in model.named_buffers():
@@ -67,6 +68,7 @@ def batch():
 def assert_the_same(model, host, batch):
     images, mask = batch
     found, expected = model(images, mask), host(pixel_values=images, pixel_mask=(~mask).long())
+    assert model.transformer.decoder.norm_between_layers == host.config.auxiliary_loss
     torch.testing.assert_close(found.pred_logits, expected.logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, rtol=0, atol=1e-5)
     assert expected.logits.std() > 0.01
@@ -84,10 +86,31 @@ def test_weights_of_transformers_are_loaded(huggingface, backbone, batch, tmp_pa
     assert not caplog.records
     renumbered = DETR.from_pretrained(tmp_path, num_classes=9)
     assert (renumbered.num_classes, renumbered.categories) == (9, None)
+    model.save_pretrained(tmp_path / "again")
+    assert_the_same(DETR.from_pretrained(tmp_path / "again"), huggingface, batch)
+    with pytest.raises(CheckpointError, match="trained with norm_between_layers="):
+        DETR.from_pretrained(tmp_path, norm_between_layers=not huggingface.config.auxiliary_loss)
+
+
+def test_auxiliary_outputs_of_transformers(huggingface, batch, tmp_path):
+    if not huggingface.config.auxiliary_loss:
+        pytest.skip("the model has no auxiliary outputs")
+    huggingface.save_pretrained(tmp_path)
+    images, mask = batch
+    with torch.no_grad():
+        hidden = huggingface.model(pixel_values=images, pixel_mask=(~mask).long()).intermediate_hidden_states
+        expected = huggingface.class_labels_classifier(hidden[:-1])
+        found = DETR.from_pretrained(tmp_path)(images, mask).logits[:-1]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_other_networks_of_transformers_are_refused(huggingface, tmp_path):
+    huggingface.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"auxiliary_loss": True}))
-    DETR.from_pretrained(tmp_path)
-    assert "normalizes between its decoder layers" in caplog.text
+    for changed in ({"activation_function": "gelu"}, {"decoder_attention_heads": 2}, {"d_model": 64}):
+        (tmp_path / "config.json").write_text(json.dumps(config | changed))
+        with pytest.raises(CheckpointError, match=r"only .* is supported|weights are those of a DETR"):
+            DETR.from_pretrained(tmp_path)
 
 
 def test_transformers_loads_converted_weights(huggingface, backbone, batch, tmp_path):
@@ -96,7 +119,10 @@ def test_transformers_loads_converted_weights(huggingface, backbone, batch, tmp_
     huggingface.save_pretrained(tmp_path / "saved")
     model = DETR.from_pretrained(tmp_path / "saved")
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
-    done = convert_checkpoint(tmp_path / "model.pth", tmp_path / "converted", backbone, num_heads=4)
+    auxiliary = huggingface.config.auxiliary_loss
+    done = convert_checkpoint(
+        tmp_path / "model.pth", tmp_path / "converted", backbone, num_heads=4, norm_between_layers=auxiliary
+    )
     assert f"({backbone})" in done
     converted = DetrForObjectDetection.from_pretrained(tmp_path / "converted").eval()
     assert_the_same(model, converted, batch)

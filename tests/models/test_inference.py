@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from detr_fast.images import ImageError
+from detr_fast.images import ImageError, pad_images
+from detr_fast.models import BACKBONES
 
 
 @pytest.fixture
@@ -147,3 +148,34 @@ def test_a_diverged_model_is_named(model):
     model.class_embed.bias.data[0] = float("nan")
     with pytest.raises(ValueError, match="outputs are not finite"):
         model.predict(make_image())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_prediction_is_the_same_alone_and_beside_a_larger_image(small_detr, backbone):
+    model = small_detr(backbone=backbone, image_size=96, max_image_size=200).double()
+    for name, tensor in model.state_dict().items():  # as of a trained network: batch norms whose zeros are no zeros
+        if name.endswith((".bias", ".running_mean")):
+            tensor.normal_(std=0.2)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((48, 50), (40, 100), (70, 33), (96, 100))]
+    together = model.predict(images, threshold=0.0)
+    for image, found in zip(images, together, strict=True):
+        (alone,) = model.predict(image, threshold=0.0)
+        for name in ("scores", "labels", "boxes"):
+            torch.testing.assert_close(found[name], alone[name], rtol=0, atol=1e-8)
+
+
+def test_a_batch_of_the_tiny_network_is_its_images(small_detr):
+    """Through the model itself, as in training and evaluation, with padding to multiples of the stride."""
+    torch.manual_seed(0)
+    model = small_detr().double().eval()
+    for parameter in model.body.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    sizes = [(64, 64), (32, 80), (48, 24)]
+    images = [torch.randn(3, *size, dtype=torch.float64) for size in sizes]
+    output = model(*pad_images(images))
+    for row, image in enumerate(images):
+        alone = model(image[None])
+        torch.testing.assert_close(output.pred_logits[row], alone.pred_logits[0], rtol=0, atol=1e-9)
+        torch.testing.assert_close(output.pred_boxes[row], alone.pred_boxes[0], rtol=0, atol=1e-9)

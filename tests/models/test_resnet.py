@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from detr_fast.models import BACKBONES, build_backbone
-from detr_fast.models.resnet import BasicBlock, FrozenBatchNorm2d, ResNet
+from detr_fast.models.resnet import BasicBlock, FrozenBatchNorm2d, MaskedGroupNorm, ResNet
 
 # Parameters of torchvision's networks without fc, the affine terms of batch norm included.
 PARAMETERS = {"resnet18": 11_176_512, "resnet34": 21_284_672, "resnet50": 23_508_032, "resnet101": 42_500_160}
@@ -110,3 +110,36 @@ def test_bottleneck_computes_what_the_paper_says():
     y = conv_norm(y, block.conv3, block.bn3)
     expected = (y + conv_norm(x, block.downsample[0], block.downsample[1], stride=2)).relu()
     torch.testing.assert_close(block(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masked_group_norm_is_group_norm_without_the_padding(dtype):
+    norm = MaskedGroupNorm(4, 8).to(dtype)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x, padding = torch.randn(3, 8, 6, 7, dtype=dtype) + 2, torch.zeros(3, 6, 7, dtype=torch.bool)
+    padding[1, 4:], padding[1, :, 3:], padding[2] = True, True, True
+    found = norm(x, padding)
+    tolerance = {"rtol": 0, "atol": 1e-5 if dtype == torch.float32 else 0.05}
+    torch.testing.assert_close(found[0], norm(x[:1])[0], **tolerance)
+    torch.testing.assert_close(found[1, :, :4, :3], norm(x[1:2, :, :4, :3])[0], **tolerance)
+    assert found.dtype == dtype
+    assert (found.movedim(1, 3)[padding] == 0).all()
+    assert torch.equal(norm(x), F.group_norm(x, 4, norm.weight, norm.bias))
+
+
+@pytest.mark.parametrize("size", [(64, 80), (57, 33), (1, 9)])
+def test_features_of_the_tiny_network_do_not_depend_on_padding(size):
+    torch.manual_seed(0)
+    network = build_backbone("resnet_tiny").double()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    image = torch.randn(1, 3, *size, dtype=torch.float64)
+    expected = network(image)
+    padded, padding = torch.zeros(1, 3, 107, 131, dtype=torch.float64), torch.ones(1, 107, 131, dtype=torch.bool)
+    padded[..., : size[0], : size[1]], padding[:, : size[0], : size[1]] = image, False
+    found = network(padded, padding)
+    height, width = expected.shape[2:]
+    torch.testing.assert_close(found[..., :height, :width], expected, rtol=0, atol=1e-9)
+    assert not found[..., height:, :].any()
+    assert not found[..., width:].any()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from detr_fast import LossWeights, MatchWeights
 from detr_fast.training import ConfigError, OptimConfig, TrainingError, coco_metrics
 from detr_fast.training.monitor import LossMonitor, MetricsLog, read_metrics
 from detr_fast.training.optim import build_ema, build_optimizer, build_scheduler
@@ -78,11 +80,33 @@ def test_optimizer_gives_the_backbone_its_own_rate():
     assert all(group["weight_decay"] == 0.2 for group in optimizer.param_groups)
 
 
+def test_a_rate_of_zero_freezes_the_backbone():
+    model = _model()
+    optimizer = build_optimizer(model, OptimConfig(lr=1e-3, backbone_lr=0))
+    before = model.backbone[0].weight.detach().clone()
+    model.head(model.backbone[0](torch.randn(4, 2))).sum().backward()
+    assert all(parameter.grad is None for parameter in model.backbone.parameters())
+    assert model.head.weight.grad is not None
+    optimizer.step()
+    assert torch.equal(model.backbone[0].weight, before)
+
+
+@pytest.mark.parametrize("epochs", [1, 50, 150, 300])
+def test_the_rate_drops_after_two_thirds_of_any_number_of_epochs(epochs):
+    scheduler = build_scheduler(
+        build_optimizer(_model(), OptimConfig()), OptimConfig(), steps_per_epoch=9, epochs=epochs
+    )
+    (factor, *_) = scheduler.lr_lambdas
+    assert [factor(step) for step in range(9 * epochs)] == [1.0] * (6 * epochs) + [0.1] * (3 * epochs)
+
+
 @pytest.mark.parametrize(
     ("options", "step", "factor"),
     [
         ({"schedule": "step", "drop_epoch": 2}, 19, 1.0),
         ({"schedule": "step", "drop_epoch": 2}, 20, 0.1),
+        ({"schedule": "step"}, 32, 1.0),
+        ({"schedule": "step"}, 33, 0.1),  # two thirds of 50 steps
         ({"schedule": "cosine"}, 0, 1.0),
         ({"schedule": "cosine"}, 25, 0.5),
         ({"schedule": "cosine"}, 50, 0.0),
@@ -162,3 +186,10 @@ def test_random_states_come_back(tmp_path):
 def test_values_of_the_wrong_type_are_refused_by_name(options, message):
     with pytest.raises(ConfigError, match=message):
         OptimConfig(**options)
+
+
+def test_losses_for_models_without_a_no_object_class_are_refused(config):
+    settings = config()
+    for changed in ({"loss": LossWeights.deformable()}, {"match": MatchWeights.deformable()}):
+        with pytest.raises(ConfigError, match=r"(loss.class_loss|match.class_cost) must be softmax, .* got focal"):
+            replace(settings, **changed)

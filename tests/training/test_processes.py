@@ -117,3 +117,97 @@ def test_two_ranks_train_as_one_with_the_double_batch(config, shapes, tmp_path):
     states = [load_checkpoint(tmp_path / run / "checkpoints" / "last.pt") for run in ("one", "two")]
     for name, value in states[0]["model"].items():
         torch.testing.assert_close(states[1]["model"][name], value, rtol=1e-3, atol=2e-5)
+
+
+def test_processes_on_a_cpu_are_ranks_without_being_told(config, tmp_path):
+    settings = config(device="auto", batch_size=2, epochs=1)
+    done = _run("train", "--config", _write_config(settings, tmp_path / "run.yaml"), ranks=2)
+    assert done.stdout.count("epoch 1: AP") == 1
+    steps = [record["step"] for record in read_metrics(Path(settings.output) / "metrics.jsonl")]
+    assert max(steps) == 3  # 12 images, 2 on each of 2 ranks
+    assert len(load_checkpoint(Path(settings.output) / "checkpoints/last.pt")["random"]) == 2
+    assert "terminate called" not in done.stderr
+
+
+RANK = """
+import os, sys
+import detr_fast.cli
+if os.environ["RANK"] == "1":
+    sys.argv += {arguments}
+detr_fast.cli.main()
+"""
+
+
+def _run_with_another_rank(tmp_path, config_file: Path, *arguments: str) -> str:
+    """Run two ranks of which the second has further arguments; returns the messages of the failed run."""
+    script = tmp_path / "rank.py"
+    script.write_text(RANK.format(arguments=list(arguments)))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    ended = subprocess.run(
+        [*launcher, "train", "--config", str(config_file)], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert ended.returncode != 0
+    return ended.stderr
+
+
+def test_ranks_with_other_data_or_settings_are_refused_at_the_start(config, shapes, tmp_path):
+    content = json.loads((shapes / "annotations/instances_train.json").read_text())
+    content["images"] = content["images"][:6]
+    (tmp_path / "half.json").write_text(json.dumps(content))
+    file = _write_config(config(epochs=1, batch_size=2), tmp_path / "run.yaml")
+    errors = _run_with_another_rank(tmp_path, file, "--data.train_annotations", str(tmp_path / "half.json"))
+    assert "detr-fast: the ranks differ in the number of training batches: 3 on rank 0, 1 on rank 1" in errors
+    errors = _run_with_another_rank(tmp_path, file, "--epochs", "2")
+    assert "detr-fast: the ranks differ in epochs: 1 on rank 0, 2 on rank 1" in errors
+
+
+STUCK = """
+import sys, time
+from datetime import timedelta
+import torch
+import torch.distributed as dist
+from detr_fast.training.signals import StopSignal
+
+rank = int(sys.argv[1])
+group = dict(init_method="file://" + sys.argv[2], rank=rank, world_size=2, timeout=timedelta(minutes=2))
+dist.init_process_group("gloo", **group)
+dist.barrier()
+if rank == 1:
+    print("stuck", flush=True)
+    sys.stdin.read()  # until the test ends it
+    sys.exit()
+with StopSignal(patience=0.5):
+    print("waiting", flush=True)
+    dist.all_reduce(torch.zeros(1))
+"""
+
+
+def test_a_rank_that_waits_for_another_ends_when_it_is_told(tmp_path):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", STUCK, str(rank), str(tmp_path / "store")], env=ENVIRONMENT, **pipes)
+        for rank in range(2)
+    ]
+    try:
+        assert [rank.stdout.readline() for rank in ranks] == ["waiting\n", "stuck\n"]
+        time.sleep(0.5)  # it is then within the reduction
+        ranks[0].send_signal(signal.SIGTERM)
+        _, errors = ranks[0].communicate()
+        assert ranks[0].returncode == 143  # and not that of the time-out of gloo
+        assert "stopped by SIGTERM after 0.5 s without an answer of the other ranks" in errors
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+
+
+def test_two_ranks_stop_in_a_checkpoint(config, tmp_path):
+    settings = config(epochs=500, eval_every=500, batch_size=2)
+    command = _command("train", "--config", _write_config(settings, tmp_path / "run.yaml"), ranks=2)
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    _wait_for_step(process, Path(settings.output) / "metrics.jsonl", 3)
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on
+    _, errors = process.communicate()
+    assert process.returncode != 0
+    assert "stopped by SIGTERM after step" in errors
+    assert load_checkpoint(Path(settings.output) / "checkpoints" / "last.pt")["progress"]["step"] >= 3

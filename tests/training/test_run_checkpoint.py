@@ -64,6 +64,7 @@ def test_a_flipped_bit_of_a_saved_model_is_found(finished):
         ("random", [], "random is malformed"),
         ("random", [{"python": (3, (1, 2), None)}], "random is malformed"),
         ("progress", {"epoch": -5}, "progress is malformed"),
+        ("progress", {"epoch"}, "progress is malformed"),  # without it
         ("progress", {"epoch": "two"}, "progress is malformed"),
         ("progress", {"epoch": 1.5}, "progress is malformed"),
         ("progress", {"best_ap": float("nan")}, "progress is malformed"),
@@ -78,6 +79,8 @@ def test_a_complete_file_of_wrong_content_gives_way_to_the_previous_one(finished
     state = load_checkpoint(last)
     if change is None:
         del state[part]
+    elif isinstance(change, set):
+        state[part] = {name: value for name, value in state[part].items() if name not in change}
     elif isinstance(change, dict):
         state[part] = state[part] | change
     else:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,30 @@ def test_a_finished_run_can_be_made_longer(config):
     assert longer.state.progress.step == 6
     # Nothing is left to train: the model is scored again.
     assert "AP50" in Trainer(config(epochs=2), resume=True).run()
+
+
+def test_a_rate_that_is_never_lowered_is_told(config, tmp_path, caplog):
+    Trainer(config(schedule="step", drop_epoch=1))
+    assert "never lowered" not in caplog.text
+    Trainer(config(schedule="step", drop_epoch=2, output=str(tmp_path / "other")))
+    assert "drop_epoch is 2 and epochs is 2, so that the learning rate is never lowered" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_frozen_backbone_can_be_trained_later(config):
+    settings = config(backbone_lr=0.0, epochs=1)
+    trainer = Trainer(settings)
+    before = {name: tensor.clone() for name, tensor in trainer.state.weights.state_dict().items()}
+    trainer.run()
+
+    def changed() -> set[bool]:
+        now = trainer.state.weights.state_dict()
+        return {name.startswith("backbone.") for name in now if not torch.equal(now[name], before[name])}
+
+    assert changed() == {False}
+    trainer = Trainer(replace(settings, epochs=2, optim=replace(settings.optim, backbone_lr=1e-3)), resume=True)
+    trainer.run()
+    assert changed() == {False, True}
 
 
 def test_a_run_is_not_overwritten(config):

@@ -1,0 +1,65 @@
+"""The ranks of a launch: each launched process is one, or the launch is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from detr_fast.training.config import ConfigError
+
+_WORLD_SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and MPI
+
+
+def build_accelerator(*, mixed_precision: str, cpu: bool = False) -> Accelerator:
+    """Build the accelerator, with one rank for each process of the launch.
+
+    Args:
+        mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
+        cpu: Whether to use the CPU even if there is a GPU.
+
+    Raises:
+        ConfigError: The device does not support the precision, or Accelerate runs another number of ranks than
+            processes were launched.
+    """
+    launched = next((int(os.environ[name]) for name in _WORLD_SIZE if os.environ.get(name, "").isdecimal()), 1)
+    # Without an accelerator, Accelerate makes ranks of the processes only if the CPU is asked for.
+    cpu = cpu or (launched > 1 and not torch.accelerator.is_available())
+    try:
+        accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+    except ValueError as error:
+        raise ConfigError(f"mixed_precision: {error}") from error
+    if accelerator.num_processes != launched:
+        raise ConfigError(
+            f"{launched} processes were launched, but Accelerate runs {accelerator.num_processes} rank(s) on "
+            f"{accelerator.device}, so that several would write the same files; start the command with torchrun"
+        )
+    return accelerator
+
+
+def check_agreement(accelerator: Accelerator, facts: Mapping[str, Any]) -> None:
+    """Check that all ranks start from the same facts; ranks that differ would wait for each other forever.
+
+    Args:
+        accelerator: The accelerator.
+        facts: Comparable values by their descriptions.
+
+    Raises:
+        ConfigError: The facts of two ranks differ. All ranks raise it.
+    """
+    of_ranks = gather_object([dict(facts)])
+    for name, value in of_ranks[0].items():
+        for rank, other in enumerate(of_ranks):
+            if other[name] != value:
+                raise ConfigError(f"the ranks differ in {name}: {value} on rank 0, {other[name]} on rank {rank}")
+
+
+def leave_ranks() -> None:
+    """Leave the process group, whose threads may abort a process that ends while they run."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
