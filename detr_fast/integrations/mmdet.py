@@ -4,18 +4,27 @@
     model = dict(type="FastDETR", bbox_head=dict(type="FastDETRHead"),
                  train_cfg=dict(assigner=dict(type="FastHungarianAssigner")))
 
-All other settings are kept, and matches, losses, their names and checkpoints do not change.
+All other settings are kept, and matches, losses, their names and checkpoints do not change. The types
+``FastDeformableDETR`` and ``FastDINO`` replace Deformable DETR and DINO; :func:`accelerate` takes other detectors with
+multi-scale deformable attention after they are built.
+
+MMDetection cannot be imported with mmcv-lite, which lacks the compiled ops of mmcv, unless this module is imported
+first. A compiled op is then an error when it is called.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, NoReturn, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detr_fast import ops
 from detr_fast.integrations.versions import require_version
@@ -26,8 +35,31 @@ from detr_fast.ops.weights import LossWeights, MatchWeights
 TESTED_VERSIONS = ("3.3",)
 require_version("mmdet", TESTED_VERSIONS)
 
-from mmdet.models.dense_heads import DETRHead  # noqa: E402  (after the check of its version)
-from mmdet.models.detectors import DETR  # noqa: E402
+
+class MissingOps(ModuleType):
+    """The compiled ops of mmcv where they are not installed: each exists, and raises RuntimeError when it is called."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def missing(*args: Any, **kwargs: Any) -> NoReturn:
+            raise RuntimeError(f"mmcv-lite has no compiled op {name}; install mmcv, built for this release of torch")
+
+        return missing
+
+
+def _import_without_compiled_ops(name: str = "mmcv._ext") -> None:
+    if importlib.util.find_spec(name) is None:
+        sys.modules[name] = MissingOps(name)
+        sys.modules[name].__spec__ = ModuleSpec(name, None)
+
+
+_import_without_compiled_ops()
+
+from mmcv.ops import MultiScaleDeformableAttention  # noqa: E402  (after the check of MMDetection's version)
+from mmdet.models.dense_heads import DETRHead  # noqa: E402
+from mmdet.models.detectors import DETR, DINO, DeformableDETR  # noqa: E402
 from mmdet.models.layers import SinePositionalEncoding  # noqa: E402
 from mmdet.models.losses import CrossEntropyLoss, FocalLoss, GIoULoss, L1Loss  # noqa: E402
 from mmdet.models.task_modules.assigners import (  # noqa: E402
@@ -41,7 +73,21 @@ from mmdet.models.task_modules.assigners import (  # noqa: E402
 from mmdet.registry import MODELS, TASK_UTILS  # noqa: E402
 from mmdet.utils import reduce_mean  # noqa: E402
 
-__all__ = ["TESTED_VERSIONS", "FastDETR", "FastDETRHead", "FastHungarianAssigner", "FastSinePositionalEncoding"]
+__all__ = [
+    "TESTED_VERSIONS",
+    "FastDETR",
+    "FastDETRHead",
+    "FastDINO",
+    "FastDeformableDETR",
+    "FastFocalLoss",
+    "FastHungarianAssigner",
+    "FastMultiScaleDeformableAttention",
+    "FastSinePositionalEncoding",
+    "accelerate",
+    "restore",
+]
+
+Model = TypeVar("Model", bound=nn.Module)
 
 IOU_EPS = 1e-6  # smallest area, in squared pixels, in the overlaps of MMDetection
 
@@ -155,6 +201,133 @@ class FastSinePositionalEncoding(SinePositionalEncoding):
             offset=self.offset if self.normalize else 0.0,
         )
         return encoding.expand(batch, -1, -1, -1) if batch > 1 else encoding
+
+
+@MODELS.register_module()
+class FastMultiScaleDeformableAttention(MultiScaleDeformableAttention):
+    """The multi-scale deformable attention of mmcv, without compiled ops of mmcv and on any device."""
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        identity: Tensor | None = None,
+        query_pos: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        reference_points: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
+        level_start_index: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Attend to the values of all levels; axes 0 and 1 of query, value and result swap without ``batch_first``.
+
+        Args:
+            query: [B,Q,E].
+            key: Not used.
+            value: [B,S,E], the features of all levels; None for those of the query.
+            identity: [B,Q,E], added to the result; None for the query.
+            query_pos: [B,Q,E], added to the query before it is projected; None for zero.
+            key_padding_mask: [B,S], True for values that are padding; None without padding.
+            reference_points: [B,Q,L,2] or [B,Q,L,4], points or boxes cxcywh in [0,1].
+            spatial_shapes: int64 [L,2], height and width of each level.
+            level_start_index: Not used.
+            **kwargs: Not used.
+
+        Returns:
+            [B,Q,E].
+        """
+        assert reference_points is not None
+        assert spatial_shapes is not None
+        value = query if value is None else value
+        identity = query if identity is None else identity
+        query = query if query_pos is None else query + query_pos
+        if not self.batch_first:
+            query, value = query.transpose(0, 1), value.transpose(0, 1)
+        value = self.value_proj(value)
+        if key_padding_mask is not None:
+            value = value.masked_fill(key_padding_mask[..., None].bool(), 0.0)
+        points = (*query.shape[:2], self.num_heads, self.num_levels, self.num_points)
+        output = ops.fused_deformable_attention(
+            value.unflatten(-1, (self.num_heads, -1)),
+            spatial_shapes,
+            reference_points,
+            self.sampling_offsets(query).view(*points, 2),
+            self.attention_weights(query).view(points),
+        )
+        output = self.output_proj(output)
+        return self.dropout(output if self.batch_first else output.transpose(0, 1)) + identity
+
+
+FAST_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    MultiScaleDeformableAttention: FastMultiScaleDeformableAttention,
+    SinePositionalEncoding: FastSinePositionalEncoding,
+}
+
+
+def accelerate(model: Model) -> Model:
+    """Run the multi-scale deformable attention and the positional encodings of a detector on the ops of this package.
+
+    The model is modified in place. Outputs, gradients and checkpoints do not change.
+
+    Args:
+        model: A detector of MMDetection, such as Mask2Former or Grounding DINO.
+
+    Returns:
+        The model.
+    """
+    for module in model.modules():
+        if type(module) in FAST_LAYERS:
+            module.__class__ = FAST_LAYERS[type(module)]
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Undo :func:`accelerate`; any other model is unchanged."""
+    originals = {fast: original for original, fast in FAST_LAYERS.items()}
+    for module in model.modules():
+        if type(module) in originals:
+            module.__class__ = originals[type(module)]
+    return model
+
+
+@MODELS.register_module()
+class FastDeformableDETR(DeformableDETR):
+    """The Deformable DETR of MMDetection, which builds its layers without the registry, with the fast layers."""
+
+    def _init_layers(self) -> None:
+        super()._init_layers()
+        accelerate(self)
+
+
+@MODELS.register_module()
+class FastDINO(DINO):
+    """The DINO of MMDetection, which builds its layers without the registry, with the fast layers."""
+
+    def _init_layers(self) -> None:
+        super()._init_layers()
+        accelerate(self)
+
+
+@MODELS.register_module()
+class FastFocalLoss(FocalLoss):
+    """The focal loss of MMDetection, without the compiled op of mmcv on a GPU."""
+
+    def forward(self, pred: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            pred: Logits [N,C].
+            target: Classes [N], C for no object, or one-hot [N,C].
+            *args: As in the base class.
+            **kwargs: As in the base class.
+
+        Returns:
+            The loss of the base class.
+        """
+        if target.dim() < pred.dim():
+            target = nn.functional.one_hot(target, pred.shape[1] + 1)[:, :-1]
+        return super().forward(pred, target, *args, **kwargs)
 
 
 @MODELS.register_module()

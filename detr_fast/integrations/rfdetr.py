@@ -1,5 +1,6 @@
-"""The integration of RF-DETR: one call to each op for all layers and query groups.
+"""The integration of RF-DETR: one call to each op for all layers and query groups, and one for each attention.
 
+>>> accelerate(model)
 >>> accelerate(criterion)
 """
 
@@ -23,51 +24,117 @@ require_version("rfdetr", TESTED_VERSIONS)
 
 from rfdetr.models.criterion import SetCriterion  # noqa: E402  (after the check of its version)
 from rfdetr.models.matcher import HungarianMatcher  # noqa: E402
+from rfdetr.models.ops.modules import MSDeformAttn  # noqa: E402
 
-__all__ = ["TESTED_VERSIONS", "FastCriterion", "FastMatcher", "accelerate", "restore"]
+__all__ = ["TESTED_VERSIONS", "FastAttention", "FastCriterion", "FastMatcher", "accelerate", "restore"]
 
 Output = dict[str, Any]
-Criterion = TypeVar("Criterion", bound=nn.Module)
+Module = TypeVar("Module", bound=nn.Module)
 
 
-def accelerate(criterion: Criterion, matcher: bool = True, loss: bool = True) -> Criterion:
-    """Run the criterion of RF-DETR on the ops of this package; losses, gradients and matches do not change.
+def accelerate(module: Module, matcher: bool = True, loss: bool = True, deformable_attention: bool = True) -> Module:
+    """Run RF-DETR on the ops of this package; outputs, losses, gradients and matches do not change.
 
-    The criterion is modified in place, and other instances are not affected. A second call replaces the selection of
-    the first. Masks, keypoints, fixed-size target padding and costs that are not finite are computed by RF-DETR.
+    The module is modified in place, and other instances are not affected. A second call replaces the selection of
+    the first. Masks, keypoints, fixed-size target padding and costs that are not finite are computed by RF-DETR, and
+    so is the attention of a model that is exported by RF-DETR.
 
     Args:
-        criterion: A criterion built by ``rfdetr.models.build_criterion_from_config``.
-        matcher: Whether to match all layers and groups in one call.
-        loss: Whether to compute the class and box losses of all layers in one call. This applies to ``ia_bce_loss``,
-            the default of RF-DETR.
+        module: A model, as ``rfdetr.models.build_model_from_config`` returns it, or a criterion built by
+            ``rfdetr.models.build_criterion_from_config``.
+        matcher: Whether a criterion matches all layers and groups in one call.
+        loss: Whether a criterion computes the class and box losses of all layers in one call. This applies to
+            ``ia_bce_loss``, the default of RF-DETR.
+        deformable_attention: Whether a model computes each multi-scale deformable attention by
+            :func:`detr_fast.ops.fused_deformable_attention`, in training and in inference.
 
     Returns:
-        The criterion.
+        The module.
 
     Raises:
-        ValueError: The criterion is not one of RF-DETR, or has a custom matcher.
+        ValueError: The module is no criterion of RF-DETR, or one with a custom matcher, and has no deformable
+            attention of RF-DETR.
     """
-    restore(criterion)
-    if type(criterion) is not SetCriterion or type(criterion.matcher) is not HungarianMatcher:
+    restore(module)
+    attentions = [part for part in module.modules() if type(part) is MSDeformAttn]
+    is_criterion = type(module) is SetCriterion and type(module.matcher) is HungarianMatcher
+    if not attentions and not is_criterion:
         raise ValueError(
-            f"expected the SetCriterion of RF-DETR with its HungarianMatcher, got {type(criterion).__name__} with "
-            f"{type(getattr(criterion, 'matcher', None)).__name__}"
+            "expected a model of RF-DETR with multi-scale deformable attention, or its SetCriterion with its "
+            f"HungarianMatcher, got {type(module).__name__} with {type(getattr(module, 'matcher', None)).__name__}"
         )
-    if matcher:
-        criterion.matcher.__class__ = FastMatcher
-    if loss:
-        criterion.__class__ = FastCriterion
-    return criterion
+    if is_criterion and matcher:
+        module.matcher.__class__ = FastMatcher
+    if is_criterion and loss:
+        module.__class__ = FastCriterion
+    if deformable_attention:
+        for attention in attentions:
+            attention.__class__ = FastAttention
+    return module
 
 
-def restore(criterion: Criterion) -> Criterion:
-    """Undo :func:`accelerate`; any other criterion is unchanged."""
-    if type(criterion) is FastCriterion:
-        criterion.__class__ = SetCriterion
-    if type(getattr(criterion, "matcher", None)) is FastMatcher:
-        criterion.matcher.__class__ = HungarianMatcher
-    return criterion
+def restore(module: Module) -> Module:
+    """Undo :func:`accelerate`; any other module is unchanged."""
+    if type(module) is FastCriterion:
+        module.__class__ = SetCriterion
+    if type(getattr(module, "matcher", None)) is FastMatcher:
+        module.matcher.__class__ = HungarianMatcher
+    for part in module.modules():
+        if type(part) is FastAttention:
+            part.__class__ = MSDeformAttn
+    return module
+
+
+class FastAttention(MSDeformAttn):
+    """The multi-scale deformable attention of RF-DETR, without sampling locations and weights in memory."""
+
+    def forward(
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        input_flatten: Tensor,
+        input_spatial_shapes: Tensor,
+        input_level_start_index: Tensor,
+        input_padding_mask: Tensor | None = None,
+        input_spatial_shapes_hw: list[tuple[int, int]] | None = None,
+    ) -> Tensor:
+        """Attend to the features of all levels.
+
+        Args:
+            query: [B,Q,E].
+            reference_points: [B,Q,L,2] or [B,Q,L,4], points or boxes cxcywh in [0,1]; [B,Q,1,2] or [B,Q,1,4] for the
+                same in all levels.
+            input_flatten: [B,S,E], the features of all levels.
+            input_spatial_shapes: int64 [L,2], height and width of each level.
+            input_level_start_index: Not used.
+            input_padding_mask: bool [B,S], True for features that are padding; None without padding.
+            input_spatial_shapes_hw: Height and width of each level as numbers; None if they are in the tensor only.
+
+        Returns:
+            [B,Q,E].
+        """
+        if self._export:
+            return super().forward(
+                query,
+                reference_points,
+                input_flatten,
+                input_spatial_shapes,
+                input_level_start_index,
+                input_padding_mask,
+                input_spatial_shapes_hw,
+            )
+        value = self.value_proj(input_flatten)
+        if input_padding_mask is not None:
+            value = value.masked_fill(input_padding_mask[..., None], 0.0)
+        points = (*query.shape[:2], self.n_heads, self.n_levels, self.n_points)
+        output = ops.fused_deformable_attention(
+            value.unflatten(-1, (self.n_heads, -1)),
+            input_spatial_shapes if input_spatial_shapes_hw is None else input_spatial_shapes_hw,
+            reference_points,
+            self.sampling_offsets(query).view(*points, 2),
+            self.attention_weights(query).view(points),
+        )
+        return self.output_proj(output)
 
 
 class FastMatcher(HungarianMatcher):

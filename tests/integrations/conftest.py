@@ -18,6 +18,7 @@ declare_torchvision()  # transformers, timm, RF-DETR and MMDetection import it w
 NUM_CLASSES = 5
 SIZES = (3, 0, 12)  # an image without targets, and one with more targets than queries
 NUM_QUERIES = 10
+PYRAMID = ("stage2", "stage3", "stage4")
 
 
 def _resnet(kind: str = "ResNetConfig", stages: tuple[str, ...] = ("stage4",)) -> Any:
@@ -41,7 +42,7 @@ def _swin(stages: tuple[str, ...]) -> Any:
     )
 
 
-def _hgnet() -> Any:
+def _hgnet(stages: tuple[str, ...] = PYRAMID) -> Any:
     from transformers import HGNetV2Config
 
     return HGNetV2Config(
@@ -54,11 +55,10 @@ def _hgnet() -> Any:
         stage_out_channels=[8, 16, 16, 32],
         stage_num_blocks=[1] * 4,
         stage_numb_of_layers=[1] * 4,
-        out_features=["stage2", "stage3", "stage4"],
+        out_features=list(stages),
     )
 
 
-PYRAMID = ("stage2", "stage3", "stage4")
 DETR = {
     "d_model": 32,
     "encoder_layers": 1,
@@ -132,6 +132,54 @@ def _configure(name: str) -> tuple[str, dict[str, Any]]:
         )
         spoken = {"backbone_config": _swin(PYRAMID), "text_config": text, "max_text_len": 16}
         return f"{name}ForObjectDetection", {k: v for k, v in DETR.items() if k != "num_labels"} | spoken
+    if name == "OmDetTurbo":
+        text = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+        text |= {"vocab_size": 50, "max_position_embeddings": 16, "projection_dim": 64}
+        special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        of_text = ("text_projection_in_dim", "text_projection_out_dim", "class_embed_dim", "task_encoder_hidden_dim")
+        of_images = ("encoder_hidden_dim", "encoder_dim_feedforward", "decoder_hidden_dim", "decoder_dim_feedforward")
+        return "OmDetTurboForObjectDetection", {
+            "backbone_config": _swin(PYRAMID),
+            "text_config": transformers.CLIPTextConfig(**text, **special),
+            **dict.fromkeys(of_text, 64),
+            **dict.fromkeys(of_images, 32),
+            "vision_features_channels": [32, 32, 32],
+            "encoder_in_channels": [16, 32, 64],
+            "apply_layernorm_after_vision_backbone": False,
+            **dict.fromkeys(("encoder_attention_heads", "decoder_num_heads"), 4),
+            "decoder_num_layers": 2,
+            "num_queries": NUM_QUERIES,
+        }
+    if name.startswith("PPDocLayout"):
+        size = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 32, "num_hidden_layers": 1}
+        order = {"coordinate_size": 6, "shape_size": 4, "num_classes": NUM_CLASSES, "relation_bias_embed_dim": 4}
+        own: dict[str, dict[str, Any]] = {
+            "PPDocLayoutV2": {
+                "reading_order_config": size | order,
+                "class_thresholds": [0.5] * NUM_CLASSES,
+                "class_order": list(range(NUM_CLASSES)),
+            },
+            "PPDocLayoutV3": {"mask_feature_channels": [32, 32], "x4_feat_dim": 8, "num_prototypes": 8},
+            "PPDocLayoutV4": {"hidden_size": 32},
+        }
+        stages = ("stage1", *PYRAMID) if name == "PPDocLayoutV3" else PYRAMID
+        return f"{name}ForObjectDetection", RT_DETR | own[name] | {
+            "backbone_config": _hgnet(stages),
+            "num_denoising": 0,
+        }
+    if name == "OneFormer":
+        widths = ("conv_dim", "mask_dim", "hidden_dim", "encoder_feedforward_dim", "dim_feedforward")
+        return "OneFormerForUniversalSegmentation", {
+            "backbone_config": _swin(("stage1", *PYRAMID)),
+            **dict.fromkeys((*widths, "text_encoder_width"), 32),
+            "encoder_layers": 2,
+            "decoder_layers": 3,
+            "num_attention_heads": 4,
+            "num_queries": NUM_QUERIES,
+            "num_labels": NUM_CLASSES,
+            "dropout": 0.0,
+            "task_seq_len": 8,
+        }
     if name == "MaskFormer":
         decoder = transformers.DetrConfig(**DETR, backbone_config=_resnet())
         masks = {"fpn_feature_size": 32, "mask_feature_size": 32, "decoder_config": decoder, "num_labels": NUM_CLASSES}
@@ -174,6 +222,7 @@ FAMILIES = (
 
 
 SQUARE = ("LwDetr", "RfDetr", "GroundingDino", "MMGroundingDino", "Mask2Former", "MaskFormer")  # take square images
+SQUARE += ("OneFormer", "OmDetTurbo")
 
 
 @pytest.fixture(params=FAMILIES)
@@ -214,11 +263,20 @@ def make_batch() -> Callable[..., dict[str, Any]]:
         if name.endswith("GroundingDino"):  # three phrases, each ended by a full stop
             tokens = torch.tensor([[101, 7, 1012, 8, 9, 1012, 10, 1012, 102]]).expand(len(sizes), -1)
             batch |= {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        if name == "OmDetTurbo":  # one class for each image
+            tokens = torch.arange(3, 3 + 8 * len(sizes)).view(len(sizes), 8)
+            for text in ("classes", "tasks"):
+                batch |= {f"{text}_input_ids": tokens, f"{text}_attention_mask": torch.ones_like(tokens).bool()}
+            batch["classes_structure"] = torch.ones(len(sizes), dtype=torch.int64)
+        if name == "OneFormer":
+            batch["task_inputs"] = torch.ones(len(sizes), 8)
+        if name in ("OmDetTurbo", "OneFormer"):
+            del batch["labels"]
         masks = [(torch.rand(n, 64, width, generator=generator) > 0.5).float() for n in sizes]
         if name.endswith("Segmentation"):
             for image, image_masks in zip(labels, masks, strict=True):
                 image["masks"] = image_masks
-        if name.endswith("Former"):
+        if name in ("Mask2Former", "MaskFormer"):
             batch |= {"class_labels": [image["class_labels"] for image in batch.pop("labels")], "mask_labels": masks}
         return batch
 

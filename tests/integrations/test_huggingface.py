@@ -24,9 +24,12 @@ from detr_fast.integrations.versions import UntestedVersionError, require_versio
 
 ROOT = Path(__file__).parents[2]
 OPS = ("match_cost", "batch_linear_sum_assignment", "linear_sum_assignment", "set_loss", "sine_position_encoding")
+OPS += ("multi_scale_deformable_attention",)
 MATCHING = {"match_cost", "batch_linear_sum_assignment"}
 SINE = {"Detr", "ConditionalDetr", "DabDetr", "DeformableDetr", "TableTransformer", "GroundingDino", "MMGroundingDino"}
 SINE |= {"DetrSegmentation", "ConditionalDetrSegmentation", "Mask2Former"}
+DEFORMABLE = {"DeformableDetr", "RTDetr", "RTDetrV2", "DFine", "Deimv2", "LwDetr", "RfDetr", "RfDetrSegmentation"}
+DEFORMABLE |= {"GroundingDino", "MMGroundingDino", "Mask2Former"}
 DOUBLE = {"RTDetr", "RTDetrV2", "DeformableDetr", "ConditionalDetr", "DabDetr", "LwDetr", "RfDetr"}  # losses in float64
 HOST_LOSS = {"GroundingDino", "MMGroundingDino", "Deimv2", "RfDetrSegmentation", "Mask2Former", "MaskFormer"}
 HOST_COSTS = {
@@ -155,6 +158,7 @@ def test_models(family, build_model, make_batch, calls):
     expected = {"linear_sum_assignment"} if family in HOST_COSTS else set(MATCHING)
     expected |= set() if family in HOST_LOSS else {"set_loss"}
     expected |= {"sine_position_encoding"} if family in SINE else set()
+    expected |= {"multi_scale_deformable_attention"} if family in DEFORMABLE else set()
     assert ran == expected
     assert calls["batch_linear_sum_assignment"] <= 2  # all layers at once; Grounding DINO's encoder has its own shape
 
@@ -199,13 +203,17 @@ def test_the_same_matches(name, build_model, make_batch, monkeypatch):
 def test_each_part_alone(name, build_model, make_batch, calls):
     model, batch = build_model(name), make_batch(name)
     loss, _ = run(model, batch)
-    for part, expected in (("matcher", MATCHING), ("loss", {"set_loss"}), ("position_encoding", None)):
+    parts = {
+        "matcher": MATCHING,
+        "loss": {"set_loss"},
+        "position_encoding": {"sine_position_encoding"} if name in SINE else set(),
+        "deformable_attention": {"multi_scale_deformable_attention"} if name in DEFORMABLE else set(),
+    }
+    for part, expected in parts.items():
         calls.update(dict.fromkeys(calls, 0))
-        only = dict.fromkeys(("matcher", "loss", "position_encoding"), False) | {part: True}
+        only = dict.fromkeys(parts, False) | {part: True}
         patched, _ = run(accelerate(model, **only), batch)
         torch.testing.assert_close(patched, loss, rtol=2e-6, atol=0)
-        if expected is None:
-            expected = {"sine_position_encoding"} if name in SINE else set()
         assert {op for op, count in calls.items() if count} == expected, part
 
 
@@ -344,7 +352,7 @@ def test_non_finite_costs_lose_and_bad_boxes_are_named(build_model, make_batch):
 
 
 def test_models_we_do_not_know(build_model):
-    with pytest.raises(ValueError, match="Linear has none of the supported loss functions"):
+    with pytest.raises(ValueError, match="Linear has no multi-scale deformable attention and none of the supported"):
         accelerate(nn.Linear(2, 2))
     model = build_model("Detr")
     model.loss_function = lambda *args, **kwargs: None

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from detr_fast import DETR, LossWeights, MatchWeights, Targets, ops
 from detr_fast.checkpoints.formats import recognize_format, to_original
@@ -42,24 +40,13 @@ COSTS = {
 
 @pytest.fixture(scope="session")
 def fast(import_or_skip):
-    """The integration of MMDetection; mmcv-lite lacks the compiled ops, which DETR does not use."""
-
-    class Stub(ModuleType):
-        def __getattr__(self, name: str) -> Any:
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return lambda *args, **kwargs: None
-
-    if importlib.util.find_spec("mmcv") is not None and "mmcv._ext" not in sys.modules:
-        stub = Stub("mmcv._ext")
-        stub.__spec__ = ModuleSpec("mmcv._ext", None)
-        sys.modules["mmcv._ext"] = stub
+    """The integration of MMDetection, which is imported before the models of MMDetection: mmcv-lite has no ops."""
     import_or_skip("mmdet")
-    import_or_skip("mmdet.models")  # all of it is registered
     from mmengine.registry import init_default_scope
 
     from detr_fast.integrations import mmdet
 
+    import_or_skip("mmdet.models")  # all of it is registered
     init_default_scope("mmdet")
     return mmdet
 
@@ -238,17 +225,23 @@ def build_detector(kind: str, head: str, assigner: str):
     return MODELS.build(configuration)
 
 
-def test_a_complete_detector_from_its_configuration(fast):
+def make_samples():
+    """Two images and their data samples; the second is narrower and has no targets."""
     from mmdet.structures import DetDataSample
 
     instances, _ = make_instances((3, 0))
     samples = []
-    for truth in instances:
+    for truth, width in zip(instances, (128, 100), strict=True):
         truth.bboxes = truth.bboxes / 8
         sample = DetDataSample(gt_instances=truth)
-        sample.set_metainfo({"img_shape": (96, 128), "batch_input_shape": (96, 128)})
+        shapes = {"img_shape": (96, width), "batch_input_shape": (96, 128), "ori_shape": (96, width)}
+        sample.set_metainfo(shapes | {"scale_factor": (1.0, 1.0)})
         samples.append(sample)
-    images = torch.randn(2, 3, 96, 128)
+    return torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(2)), samples
+
+
+def test_a_complete_detector_from_its_configuration(fast):
+    images, samples = make_samples()
     host = build_detector("DETR", "DETRHead", "HungarianAssigner")
     integrated = build_detector("FastDETR", "FastDETRHead", "FastHungarianAssigner")
     integrated.load_state_dict(host.state_dict())
@@ -256,6 +249,147 @@ def test_a_complete_detector_from_its_configuration(fast):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def shipped(name: str, kind: str) -> Any:
+    """A detector of the type ``kind``, with the configuration that MMDetection ships, on a smaller scale."""
+    import mmdet
+    from mmdet.registry import MODELS
+    from mmengine.config import Config
+
+    smaller = {"feedforward_channels": 32, "num_layers": 2, "num_queries": NUM_QUERIES, "max_per_img": 5}
+    smaller |= {"num_classes": NUM_CLASSES, "depth": 18, "in_channels": [128, 256, 512]}
+
+    def shrink(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {k: smaller.get(k, shrink(v)) for k, v in value.items() if k != "init_cfg"}
+
+    model = shrink(Config.fromfile(Path(mmdet.__file__).parent / ".mim/configs" / name).model.to_dict())
+    torch.manual_seed(0)
+    detector = MODELS.build(model | {"type": kind})
+    detector.init_weights()
+    for module in detector.modules():  # samples anywhere: at the borders between cells rounding decides gradients
+        if hasattr(module, "sampling_offsets"):
+            nn.init.normal_(module.sampling_offsets.weight, std=0.1)
+            nn.init.normal_(module.sampling_offsets.bias)
+    return detector
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """The number of calls of the ops of a transformer."""
+    counts = dict.fromkeys(("fused_deformable_attention", "sine_position_encoding"), 0)
+
+    def counted(name: str) -> Any:
+        original = getattr(ops, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return original(*args, **kwargs)
+
+        return call
+
+    for name in counts:
+        monkeypatch.setattr(ops, name, counted(name))
+    return counts
+
+
+DEFORMABLE = {
+    "DeformableDETR": "deformable_detr/deformable-detr_r50_16xb2-50e_coco.py",
+    "DINO": "dino/dino-4scale_r50_8xb2-12e_coco.py",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DEFORMABLE)
+def test_deformable_detectors(fast, kind, calls):
+    images, samples = make_samples()
+    host, integrated = shipped(DEFORMABLE[kind], kind), shipped(DEFORMABLE[kind], f"Fast{kind}")
+    assert integrated.load_state_dict(host.state_dict())
+    results = []
+    for detector in (host, integrated):
+        assert not any(calls.values())
+        torch.manual_seed(1)
+        losses = detector.loss(images, samples)
+        sum(value for name, value in losses.items() if "loss" in name).backward()
+        gradients = {name: parameter.grad for name, parameter in detector.named_parameters()}
+        results.append((losses, {name: gradient for name, gradient in gradients.items() if gradient is not None}))
+    (expected, expected_gradients), (found, gradients) = results
+    assert calls == {"fused_deformable_attention": 4, "sine_position_encoding": 4}
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-3 * scale + 1e-5, msg=name)
+
+    with torch.no_grad():
+        theirs, ours = (detector.eval().predict(images, samples) for detector in (host, integrated))
+    for expected_image, image in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(
+            image.pred_instances.scores, expected_image.pred_instances.scores, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_detector_that_is_built_already(fast, calls):
+    images, samples = make_samples()
+    detector = shipped(DEFORMABLE["DeformableDETR"], "DeformableDETR").eval()
+    with torch.no_grad():
+        expected = detector(images, samples, mode="tensor")
+        assert not any(calls.values())
+        assert fast.accelerate(detector) is detector
+        found = detector(images, samples, mode="tensor")
+        assert calls == {"fused_deformable_attention": 4, "sine_position_encoding": 4}
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        restored = fast.restore(detector)(images, samples, mode="tensor")
+    assert calls == {"fused_deformable_attention": 4, "sine_position_encoding": 4}
+    assert all(torch.equal(x, y) for x, y in zip(restored[:2], expected[:2], strict=True))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("coordinates", [2, 4])
+def test_one_attention(fast, batch_first, coordinates):
+    from mmdet.registry import MODELS
+
+    shapes = torch.tensor([[5, 4], [3, 2]])
+    layers = []
+    for name in ("MultiScaleDeformableAttention", "FastMultiScaleDeformableAttention"):
+        layers.append(
+            MODELS.build({"type": name, "embed_dims": 32, "num_levels": 2, "batch_first": batch_first}).eval()
+        )
+        torch.manual_seed(0)
+        nn.init.normal_(layers[-1].sampling_offsets.weight, std=0.3)
+        nn.init.normal_(layers[-1].attention_weights.weight, std=0.3)
+    layers[1].load_state_dict(layers[0].state_dict())
+    query, position, value = torch.randn(2, 5, 32), torch.randn(2, 5, 32), torch.randn(2, 26, 32)
+    if not batch_first:
+        query, position, value = (tensor.transpose(0, 1).contiguous() for tensor in (query, position, value))
+    arguments = {"reference_points": torch.rand(2, 5, 2, coordinates), "spatial_shapes": shapes}
+    arguments |= {"level_start_index": torch.tensor([0, 20])}
+    for options in ({"query_pos": position, "key_padding_mask": torch.rand(2, 26) > 0.7}, {"identity": position}):
+        expected, found = (layer(query, value=value, **arguments, **options) for layer in layers)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_focal_loss(fast):
+    from mmdet.registry import MODELS
+
+    logits, weight = torch.randn(7, NUM_CLASSES), torch.rand(7)
+    classes = torch.tensor([0, 1, 5, NUM_CLASSES, NUM_CLASSES, 2, 2])
+    host, integrated = (MODELS.build({"type": name, "loss_weight": 2.0}) for name in ("FocalLoss", "FastFocalLoss"))
+    for target in (classes, nn.functional.one_hot(classes, NUM_CLASSES + 1)[:, :-1]):
+        expected, found = (loss(logits, target, weight, avg_factor=3.0) for loss in (host, integrated))
+        assert torch.equal(found, expected)
+
+
+def test_a_missing_op_is_named(fast):
+    from mmcv.ops import nms
+
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    with pytest.raises(RuntimeError, match="mmcv-lite has no compiled op nms"):
+        nms(boxes, torch.ones(1), 0.5)
 
 
 def test_its_weights_in_our_model(fast):

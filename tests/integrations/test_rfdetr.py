@@ -1,4 +1,4 @@
-"""RF-DETR's criterion, patched against unpatched."""
+"""RF-DETR's criterion and attention, accelerated and not."""
 
 from __future__ import annotations
 
@@ -151,6 +151,134 @@ def test_what_is_not_plain_goes_their_way(rfdetr, build_criterion):
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
 
 
+SHAPES = [(8, 6), (4, 3)]
+
+
+def build_decoder(rfdetr) -> nn.Module:
+    """The decoder of RF-DETR, which samples anywhere: at the borders between cells rounding decides gradients."""
+    from rfdetr.models.transformer import Transformer
+
+    torch.manual_seed(0)
+    transformer = Transformer(
+        d_model=32,
+        sa_nhead=4,
+        ca_nhead=4,
+        num_queries=NUM_QUERIES,
+        num_decoder_layers=2,
+        dim_feedforward=32,
+        return_intermediate_dec=True,
+        num_feature_levels=len(SHAPES),
+        dec_n_points=2,
+        bbox_reparam=True,
+        lite_refpoint_refine=True,
+    )
+    for module in transformer.modules():
+        if isinstance(module, rfdetr.MSDeformAttn):
+            for layer, scale in ((module.sampling_offsets, 1.0), (module.attention_weights, 0.5)):
+                nn.init.normal_(layer.weight, std=0.1)
+                nn.init.normal_(layer.bias, std=scale)
+    return transformer
+
+
+def decode(transformer: nn.Module, dtype: torch.dtype = torch.float64):
+    """The outputs, and the gradients of parameters and inputs."""
+    generator = torch.Generator().manual_seed(1)
+    transformer = transformer.to(dtype)
+    transformer.zero_grad()
+
+    def features(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    maps = [features(2, 32, *shape) for shape in SHAPES]
+    masks = [torch.zeros(2, *shape, dtype=torch.bool) for shape in SHAPES]
+    for mask in masks:
+        mask[1, :, -2:] = True
+    positions = [features(2, 32, *shape) for shape in SHAPES]
+    queries, references = features(NUM_QUERIES, 32), features(NUM_QUERIES, 4)
+    outputs = [o for o in transformer(maps, masks, positions, references, queries) if o is not None]
+    sum((o * torch.randn(o.shape, generator=generator).to(dtype)).sum() for o in outputs if o.requires_grad).backward()
+    leaves = [*transformer.parameters(), *maps, queries, references]
+    return [o.detach() for o in outputs], [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+
+@pytest.fixture
+def attentions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The spatial shapes of the calls of the op."""
+    shapes: list[Any] = []
+    original = ops.fused_deformable_attention
+
+    def counted(value: Any, spatial_shapes: Any, *args: Any, **kwargs: Any) -> Any:
+        shapes.append(spatial_shapes)
+        return original(value, spatial_shapes, *args, **kwargs)
+
+    monkeypatch.setattr(ops, "fused_deformable_attention", counted)
+    return shapes
+
+
+def test_attention_of_the_decoder(rfdetr, attentions):
+    transformer = build_decoder(rfdetr)
+    outputs, gradients = decode(transformer)
+    assert rfdetr.accelerate(transformer) is transformer
+    assert not attentions
+    found, found_gradients = decode(transformer)
+    assert len(attentions) == 2
+    torch.testing.assert_close(found, outputs, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(found_gradients, gradients, rtol=1e-8, atol=1e-9)
+    decode(pickle.loads(pickle.dumps(transformer)))
+    assert len(attentions) == 4
+    decode(rfdetr.accelerate(transformer, deformable_attention=False))
+    assert len(attentions) == 4
+    rfdetr.restore(rfdetr.accelerate(transformer))
+    assert not any(type(module) is rfdetr.FastAttention for module in transformer.modules())
+    restored, _ = decode(transformer)
+    assert all(map(torch.equal, restored, outputs))
+
+
+@pytest.mark.parametrize("coordinates", [2, 4])
+@pytest.mark.parametrize("levels", [1, len(SHAPES)])
+def test_one_attention(rfdetr, attentions, coordinates, levels):
+    torch.manual_seed(0)
+    attention = rfdetr.MSDeformAttn(32, len(SHAPES), 4, 3)
+    nn.init.normal_(attention.sampling_offsets.weight, std=0.3)
+    nn.init.normal_(attention.attention_weights.weight, std=0.3)
+    size = sum(height * width for height, width in SHAPES)
+    query, features, references = torch.randn(2, 5, 32), torch.randn(2, size, 32), torch.rand(2, 5, levels, coordinates)
+    padding = torch.rand(2, size) > 0.8
+    arguments = query, references, features, torch.tensor(SHAPES), torch.tensor([0, 48]), padding
+    expected = attention(*arguments)
+    rfdetr.accelerate(attention)
+    torch.testing.assert_close(attention(*arguments), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(attention(*arguments, SHAPES), expected, rtol=1e-5, atol=1e-5)
+    assert len(attentions) == 2
+    with pytest.raises(ValueError, match="value has 60 rows"):
+        attention(*arguments, [(8, 6), (4, 4)])
+    attention.export()
+    torch.testing.assert_close(attention(*arguments, SHAPES), expected, rtol=1e-5, atol=1e-5)
+    assert len(attentions) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_attention_in_single_precision(rfdetr, attentions, dtype):
+    transformer = build_decoder(rfdetr).eval()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        expected, _ = decode(transformer, torch.float32)
+        found, _ = decode(rfdetr.accelerate(transformer), torch.float32)
+    tolerance = 0.05 if dtype == torch.bfloat16 else 1e-4
+    for theirs, ours in zip(expected, found, strict=True):
+        torch.testing.assert_close(ours.float(), theirs.float(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.slow
+def test_attention_compiled_without_a_graph_break(rfdetr):
+    torch.manual_seed(0)
+    attention = rfdetr.accelerate(rfdetr.MSDeformAttn(32, len(SHAPES), 4, 3))
+    features, references = torch.randn(2, 60, 32), torch.rand(2, 5, 1, 4)
+    arguments = torch.randn(2, 5, 32), references, features, torch.tensor(SHAPES), torch.tensor([0, 48]), None, SHAPES
+    expected = attention(*arguments)
+    found = torch.compile(attention, fullgraph=True, backend="aot_eager")(*arguments)
+    torch.testing.assert_close(found, expected)
+
+
 def test_other_criteria_are_refused(rfdetr):
-    with pytest.raises(ValueError, match=r"expected the SetCriterion of RF-DETR .*, got Linear"):
+    with pytest.raises(ValueError, match=r"expected a model of RF-DETR .*, got Linear"):
         rfdetr.accelerate(nn.Linear(2, 2))
