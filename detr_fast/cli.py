@@ -1,4 +1,4 @@
-"""The command line: detr-fast demo | train | eval | predict | convert | check-data | info."""
+"""The command line: detr-fast demo | train | eval | predict | convert | export | check-data | info."""
 
 from __future__ import annotations
 
@@ -103,6 +103,18 @@ def convert(options: Namespace) -> None:
     )
 
 
+def export(options: Namespace) -> str | None:
+    """Export a saved model to ONNX, or to the format of torch.export, and check the file."""
+    from detr_fast.models import DETR, ExportError, export_model
+
+    try:
+        error = export_model(DETR.from_pretrained(options.model), options.output)
+    except ExportError as refused:
+        return f"detr-fast: {refused}"
+    print(f"{options.output}: its outputs differ from those of the model by at most {error:.1e} of their magnitude")
+    return None
+
+
 def check_data(options: Namespace) -> int:
     """Report every fault of a data set; the exit status is 1 if there are any."""
     from detr_fast.data import check_dataset, count_faults, describe_counts
@@ -127,6 +139,7 @@ COMMANDS = {
     "eval": evaluate,
     "predict": predict,
     "convert": convert,
+    "export": export,
     "check-data": check_data,
     "info": info,
 }
@@ -197,8 +210,11 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
     if command in ("demo", "train"):
         continues = "continue from the last readable checkpoint in the output directory"
         add("--resume", action="store_true", help=continues + (", as demo always does" if command == "demo" else ""))
-    if command in ("eval", "predict"):
+    if command in ("eval", "export", "predict"):
         add("--model", required=True, help="directory of a saved model or of a run, for example runs/demo")
+    if command == "export":
+        add("--output", required=True, help="the file to write, .onnx or .pt2, for any batch and image size")
+    if command in ("eval", "predict"):
         add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto uses a GPU if there is one")
     if command in ("eval", "check-data"):
         add("--images", required=True, help="directory of the images")

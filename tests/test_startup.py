@@ -42,7 +42,7 @@ def run_without(modules: tuple[str, ...], code: str, *arguments: str) -> str:
     [
         ("--help",),
         ("--version",),
-        *((command, "--help") for command in ("eval", "predict", "convert", "check-data", "info")),
+        *((command, "--help") for command in ("eval", "predict", "convert", "export", "check-data", "info")),
     ],
     ids=" ".join,
 )

@@ -6,6 +6,7 @@ with explaining_missing("detr_fast.models"):
     from detr_fast.checkpoints.state_dict import CheckpointError, load_backbone_weights, load_weights, read_state_dict
     from detr_fast.models.convert import convert_checkpoint
     from detr_fast.models.detr import DETR, DETROutput
+    from detr_fast.models.export import ExportError, export_model
     from detr_fast.models.factories import (
         build_detr,
         detr_resnet18,
@@ -23,6 +24,7 @@ __all__ = [
     "DETR",
     "CheckpointError",
     "DETROutput",
+    "ExportError",
     "build_backbone",
     "build_detr",
     "convert_checkpoint",
@@ -32,6 +34,7 @@ __all__ = [
     "detr_resnet50_dc5",
     "detr_resnet101",
     "detr_resnet101_dc5",
+    "export_model",
     "load_backbone_weights",
     "load_weights",
     "postprocess",
