@@ -372,3 +372,11 @@ def test_the_shell_completes_commands_and_options(tmp_path):
         code = f'{script}\n{complete}; echo "${{COMPREPLY[@]}}"'
         answer = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False)
         assert answer.stdout.split() == [expected], (line, answer.stderr)
+
+
+def test_parts_are_frozen_by_an_option(monkeypatch, capsys):
+    built = []
+    monkeypatch.setattr(cli, "_run", lambda config, resume: built.append(config))
+    assert _exit_code(["train", "--config", "detr_r50", "--model.freeze", "[backbone, encoder]"]) == 0
+    assert built[0].model.freeze == ["backbone", "encoder"]
+    assert "model.freeze" in _error(["train", "--config", "detr_r50", "--model.freeze", "[neck]"], capsys)

@@ -116,7 +116,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def _check_consistent(implied: Mapping[str, Any], described: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise CheckpointError if the configuration or the given arguments are those of another network."""
     for name, value in implied.items():
-        renumbered = name == "num_classes" and name in given
+        renumbered = name in ("num_classes", "num_queries") and name in given
         for source, arguments in (("config.json", described), ("the arguments", given)):
             if name == "backbone" or renumbered or name not in arguments:
                 continue

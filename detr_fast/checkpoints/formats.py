@@ -7,6 +7,7 @@ of MMDetection, of its versions 2 and 3, the former with the heads before and af
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from detr_fast.checkpoints.state_dict import CheckpointError, shorten
+
+logger = logging.getLogger(__name__)
 
 Format = Literal["original", "huggingface", "huggingface_timm", "mmdet2", "mmdet3"]
 StateDict = Mapping[str, Tensor]
@@ -27,6 +30,8 @@ COCO_ROWS += [*range(84, 91), 91]
 ABSENT = -1e4  # bias of a class that does not occur: its probability is 0 even in half precision
 
 _CLASS_HEAD = ("class_embed.weight", "class_embed.bias")
+_DETECTOR = "detr."  # prefix of the detector's names beside a mask head
+_MASK_HEAD = ("mask_head.", "bbox_attention.")
 _BODY = "backbone.0.body."
 _ENCODER, _DECODER = "transformer.encoder.layers.{}.", "transformer.decoder.layers.{}."
 
@@ -132,6 +137,26 @@ _OLDER_MMDET2 = (
 _ATTENTION = r"^(.*_attn)\.([qkv])_proj\.(weight|bias)$"
 
 
+def detector_of(state_dict: StateDict) -> dict[str, Tensor]:
+    """Return the detector of a DETR with a mask head, of facebookresearch/detr or Hugging Face, without the mask head.
+
+    A state dict of another model is returned as it is. A warning says what is left out.
+
+    Args:
+        state_dict: The weights.
+    """
+    others = [name for name in state_dict if not name.startswith(_DETECTOR)]
+    mask_head = [name for name in others if name.startswith(_MASK_HEAD)]
+    if not mask_head or len(mask_head) < len(others) or len(others) == len(state_dict):
+        return dict(state_dict)
+    logger.warning(
+        "the checkpoint is one of panoptic segmentation: loaded its detector, and left out the %d tensors of its mask "
+        "head",
+        len(mask_head),
+    )
+    return {name.removeprefix(_DETECTOR): tensor for name, tensor in state_dict.items() if name.startswith(_DETECTOR)}
+
+
 def recognize_format(names: Iterable[str]) -> Format:
     """Recognize the format of a state dict by its parameter names.
 
@@ -160,6 +185,8 @@ def recognize_format(names: Iterable[str]) -> Format:
 def to_original(state_dict: StateDict) -> dict[str, Tensor]:
     """Rename the state dict of a DETR from any format to the names of facebookresearch/detr.
 
+    The mask head of a DETR for panoptic segmentation is left out, as :func:`detector_of` does.
+
     Args:
         state_dict: The weights in a format that :func:`recognize_format` knows.
 
@@ -169,6 +196,7 @@ def to_original(state_dict: StateDict) -> dict[str, Tensor]:
     Raises:
         CheckpointError: The format is unknown, or some names are; the message lists them.
     """
+    state_dict = detector_of(state_dict)
     found = recognize_format(state_dict)
     # Frozen batch norms do not use the number of batches.
     given = {name: tensor for name, tensor in state_dict.items() if not name.endswith(".num_batches_tracked")}

@@ -22,6 +22,7 @@ from detr_fast.text import escape
 logger = logging.getLogger(__name__)
 
 _CLASS_HEAD = ("class_embed.weight", "class_embed.bias")
+_QUERIES = "query_embed.weight"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CHECKSUM = "sha256"  # key of the metadata of a .safetensors file
 _LISTED = 10  # number of names that an error lists
@@ -84,9 +85,10 @@ def save_state_dict(state_dict: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Load a state dict strictly, except for a class head of another number of classes.
+    """Load a state dict strictly, except for a class head of another number of classes, and another number of queries.
 
-    Such a class head is not loaded, and a warning with both numbers of classes is logged.
+    Such a class head is not loaded. Of the queries as many are loaded as both have, the first ones; the model's others
+    are left as they are. A warning with both numbers is logged.
 
     Args:
         model: A :class:`~detr_fast.models.DETR` or another module.
@@ -104,6 +106,12 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
             "which has to be trained",
             state_dict["class_embed.bias"].shape[0] - 1,
             expected["class_embed.bias"].shape[0] - 1,
+        )
+    if _has_other_queries(expected, state_dict):
+        found, own = len(state_dict[_QUERIES]), len(expected[_QUERIES])
+        rest = "dropped the others" if found > own else "the others have to be trained"
+        logger.warning(
+            "the checkpoint has %d queries, the model %d: loaded the first %d; %s", found, own, min(found, own), rest
         )
     model.load_state_dict(given)
 
@@ -130,6 +138,11 @@ def _matched(expected: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -
     }
     if _has_other_classes(expected, given):
         given |= {name: expected[name] for name in _CLASS_HEAD}
+    if _has_other_queries(expected, given):
+        queries = expected[_QUERIES].clone()
+        common_rows = min(len(queries), len(given[_QUERIES]))
+        queries[:common_rows] = given[_QUERIES][:common_rows]
+        given[_QUERIES] = queries
     common = [name for name in expected if name in given]
     faults = {
         "missing from the checkpoint": [name for name in expected if name not in given],
@@ -251,6 +264,13 @@ def _has_other_classes(expected: Mapping[str, Tensor], given: Mapping[str, Tenso
         return False
     same_width = all(given[name].shape[1:] == expected[name].shape[1:] for name in _CLASS_HEAD)
     return same_width and given["class_embed.bias"].shape != expected["class_embed.bias"].shape
+
+
+def _has_other_queries(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> bool:
+    if _QUERIES not in expected or _QUERIES not in given or given[_QUERIES].dtype not in _DTYPES:
+        return False
+    own, found = expected[_QUERIES].shape, given[_QUERIES].shape
+    return len(found) == 2 and found[1:] == own[1:] and found != own
 
 
 def shorten(names: Any) -> str:

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from detr_fast.checkpoints.architecture import architecture_of, to_huggingface_config
-from detr_fast.checkpoints.formats import Format, convert_classes, from_original, recognize_format, to_original
+from detr_fast.checkpoints.formats import (
+    Format,
+    convert_classes,
+    detector_of,
+    from_original,
+    recognize_format,
+    to_original,
+)
 from detr_fast.checkpoints.state_dict import CheckpointError, read_state_dict, save_state_dict, shorten
 from detr_fast.models.detr import DETR
 
@@ -47,7 +54,7 @@ def convert_checkpoint(
     as_directory = to.startswith("huggingface")
     if as_directory == bool(target.suffix):
         raise CheckpointError(f"{target}: the format {to!r} is written as a {'directory' if as_directory else 'file'}")
-    given = read_state_dict(source)
+    given = detector_of(read_state_dict(source))
     state_dict = to_original(given)
     _check_complete(state_dict)
     if num_classes is not None:

@@ -296,7 +296,8 @@ class DETR(
             **kwargs: Arguments of :class:`DETR`, which take precedence over the saved ones, and arguments of
                 huggingface_hub (``revision``, ``cache_dir``, ...). If ``num_classes`` differs from the saved number,
                 all weights but those of the class head are loaded, a warning is logged, and the saved categories are
-                dropped.
+                dropped. If ``num_queries`` differs, the first queries are loaded, as many as both have, and a warning
+                is logged.
 
         Raises:
             FileNotFoundError: There is neither such a file or directory nor a reachable repository of that name.

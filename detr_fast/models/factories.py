@@ -23,7 +23,8 @@ def build_detr(
         weights: A checkpoint file (.pth or .safetensors) of facebookresearch/detr, Hugging Face or MMDetection; a
             directory written by ``save_pretrained`` of this library or transformers; or the id of such a repository on
             the Hugging Face Hub. None initializes the model with random weights.
-        **overrides: Other arguments of :class:`DETR`.
+        **overrides: Other arguments of :class:`DETR`. Of another ``num_queries`` than that of the weights the first
+            queries are loaded, as many as both have, and a warning is logged.
 
     Returns:
         The model, in evaluation mode with weights, in training mode without.

@@ -15,6 +15,9 @@ from detr_fast.ops.weights import LossWeights, MatchWeights
 MAX_SEED = 2**32 - 1  # of NumPy
 
 
+Part = Literal["backbone", "encoder", "decoder", "queries", "class_head", "box_head"]
+
+
 class ConfigError(ValueError):
     """A configuration is invalid; the message names the option and the cause."""
 
@@ -40,6 +43,10 @@ class ModelConfig:
         weights: weights to start from: a file, the directory of a saved model, or the id of a Hugging Face Hub
             repository.
         backbone_weights: a file of ImageNet weights of the backbone with torchvision's names.
+        freeze: parts that are not trained.
+
+    Raises:
+        ConfigError: an option is of another type.
     """
 
     backbone: str = "resnet50"
@@ -55,6 +62,7 @@ class ModelConfig:
     norm_between_layers: bool = False
     weights: str | None = None
     backbone_weights: str | None = None
+    freeze: list[Part] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_types(self, "model.")
@@ -209,6 +217,8 @@ def _check_types(config: Any, prefix: str) -> None:
 def _is_of_type(value: Any, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_of_type(item, *get_args(kind)) for item in value)
     if kind in (int, float):
         return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
     return isinstance(value, kind)

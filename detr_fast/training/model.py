@@ -11,8 +11,37 @@ import torch
 
 from detr_fast.data import Category
 from detr_fast.models import DETR, CheckpointError, build_detr, load_backbone_weights
-from detr_fast.training.config import ConfigError, DataConfig, ModelConfig
+from detr_fast.training.config import ConfigError, DataConfig, ModelConfig, Part
 from detr_fast.training.files import synchronize, synchronize_directory
+
+_OF_TRAINING = ("weights", "backbone_weights", "freeze")  # options that are no arguments of DETR
+_PREFIXES: dict[Part, tuple[str, ...]] = {
+    "backbone": ("backbone.0.",),
+    "encoder": ("backbone.1.", "input_proj.", "transformer.encoder."),
+    "decoder": ("transformer.decoder.",),
+    "queries": ("query_embed.",),
+    "class_head": ("class_embed.",),
+    "box_head": ("bbox_embed.",),
+}
+
+
+def freeze(model: DETR, parts: Sequence[Part]) -> None:
+    """Exclude parts of a model from training; their gradients are not computed.
+
+    Args:
+        model: The model.
+        parts: ``"backbone"``, ``"encoder"`` (with the projection of the features and a learned position encoding),
+            ``"decoder"``, ``"queries"``, ``"class_head"`` and ``"box_head"``. What is not listed is left as it is.
+
+    Raises:
+        ConfigError: Nothing is left to train.
+    """
+    frozen = tuple(prefix for part in parts for prefix in _PREFIXES[part])
+    for name, parameter in model.named_parameters():
+        if name.startswith(frozen):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"model.freeze: {', '.join(parts)} are all parts, and nothing is left to train")
 
 
 def check_model(config: ModelConfig) -> None:
@@ -25,7 +54,7 @@ def check_model(config: ModelConfig) -> None:
         ConfigError: An option is out of range.
     """
     shallow = {name: min(getattr(config, name), 1) for name in ("num_encoder_layers", "num_decoder_layers")}
-    arguments = {name: value for name, value in asdict(config).items() if name not in ("weights", "backbone_weights")}
+    arguments = {name: value for name, value in asdict(config).items() if name not in _OF_TRAINING}
     try:
         with torch.device("meta"):
             DETR(**arguments | shallow)
@@ -48,7 +77,7 @@ def build_model(config: ModelConfig, data: DataConfig, categories: Sequence[Cate
     """
     arguments = asdict(config)
     backbone, weights = arguments.pop("backbone"), arguments.pop("weights")
-    backbone_weights = arguments.pop("backbone_weights")
+    backbone_weights, frozen = arguments.pop("backbone_weights"), arguments.pop("freeze")
     try:
         model = build_detr(
             backbone,
@@ -65,6 +94,7 @@ def build_model(config: ModelConfig, data: DataConfig, categories: Sequence[Cate
         raise ConfigError(f"model: {error}") from error
     if backbone_weights is not None:
         load_backbone_weights(model, backbone_weights)
+    freeze(model, frozen)
     return model.train()
 
 

@@ -51,6 +51,7 @@ FIXED = (
     "model.backbone",
     "model.backbone_weights",
     "model.dim_feedforward",
+    "model.freeze",  # the parameters of the optimizer
     "model.hidden_dim",
     "model.num_decoder_layers",
     "model.num_encoder_layers",

@@ -15,7 +15,14 @@ from safetensors.torch import save_file
 
 from detr_fast import DETR, detr_resnet18
 from detr_fast.checkpoints.state_dict import save_state_dict
-from detr_fast.models import CheckpointError, build_backbone, load_backbone_weights, load_weights, read_state_dict
+from detr_fast.models import (
+    CheckpointError,
+    build_backbone,
+    convert_checkpoint,
+    load_backbone_weights,
+    load_weights,
+    read_state_dict,
+)
 
 CATEGORIES = [{"id": 17, "name": "cat"}, {"id": 90, "name": "dög"}, {"id": 3, "name": "car"}]
 
@@ -289,3 +296,48 @@ def test_the_model_card_leaves_the_license_to_the_owner(tmp_path, small_detr):
     assert (card.data.library_name, card.data.pipeline_tag) == ("detr_fast", "object-detection")
     assert {"## Training data", "## Evaluation", "## License"} <= set(card.text.splitlines())
     assert "More Information Needed" not in card.text
+
+
+@pytest.mark.parametrize("num_queries", [2, 5, 9])
+def test_another_number_of_queries_takes_over_what_fits(small_detr, tmp_path, num_queries, caplog):
+    model = small_detr()
+    model.save_pretrained(tmp_path)
+    loaded = DETR.from_pretrained(tmp_path, num_queries=num_queries)
+    assert_same_weights(loaded, model.state_dict(), but=["query_embed.weight"])
+    common = min(num_queries, 5)
+    assert torch.equal(loaded.query_embed.weight[:common], model.query_embed.weight[:common])
+    assert (loaded.query_embed.weight[common:].abs() > 1e-3).float().mean() > 0.9 or num_queries <= 5  # are random
+    assert loaded.query_embed.num_embeddings == num_queries
+    expected = {
+        2: ["the checkpoint has 5 queries, the model 2: loaded the first 2; dropped the others"],
+        5: [],
+        9: ["the checkpoint has 5 queries, the model 9: loaded the first 5; the others have to be trained"],
+    }
+    assert [record.getMessage() for record in caplog.records] == expected[num_queries]
+    loaded.save_pretrained(tmp_path / "again")
+    assert_same_weights(DETR.from_pretrained(tmp_path / "again"), loaded.state_dict())
+
+
+def test_queries_of_another_width_are_refused(small_detr, tmp_path):
+    weights = small_detr().state_dict() | {"query_embed.weight": torch.zeros(9, 8)}
+    with pytest.raises(CheckpointError, match=r"query_embed\.weight is \[9, 8\]"):
+        load_weights(small_detr(), weights)
+    with pytest.raises(CheckpointError, match=r"of another dtype: query_embed\.weight is torch\.int64"):
+        load_weights(small_detr(), weights | {"query_embed.weight": torch.zeros(5, 16, dtype=torch.int64)})
+
+
+def test_the_detector_of_a_panoptic_checkpoint_is_loaded(small_detr, tmp_path, caplog):
+    """With the names of facebookresearch/detr."""
+    model = small_detr(backbone="resnet18")
+    mask_head = {"bbox_attention.q_linear.weight": torch.zeros(2, 2), "mask_head.lay1.weight": torch.zeros(2, 2, 3, 3)}
+    weights = {f"detr.{name}": tensor for name, tensor in model.state_dict().items()} | mask_head
+    torch.save({"model": weights}, tmp_path / "panoptic.pth")
+    loaded = DETR.from_pretrained(tmp_path / "panoptic.pth", num_heads=2)
+    assert_same_weights(loaded, model.state_dict())
+    assert "loaded its detector, and left out the 2 tensors of its mask head" in caplog.text
+    message = convert_checkpoint(tmp_path / "panoptic.pth", tmp_path / "detector.safetensors", "original")
+    assert "(original)" in message
+    assert read_state_dict(tmp_path / "detector.safetensors").keys() == model.state_dict().keys()
+    torch.save({"model": weights | {"another.weight": torch.zeros(1)}}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="the checkpoint is not a DETR"):
+        DETR.from_pretrained(tmp_path / "other.pth", num_heads=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
@@ -130,3 +131,17 @@ def test_transformers_loads_converted_weights(huggingface, backbone, batch, tmp_
     assert converted.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in converted.state_dict().items())
     assert json.loads((tmp_path / "converted/config.json").read_text())["decoder_layers"] == 2
+
+
+def test_the_detector_of_a_panoptic_model_is_loaded(huggingface, backbone, batch, tmp_path, caplog):
+    from transformers import DetrForSegmentation
+
+    config = deepcopy(huggingface.config)
+    config.encoder_attention_heads = config.decoder_attention_heads = 8  # the mask head needs a multiple of 8
+    if backbone == "huggingface":  # timm's has all stages
+        config.backbone_config.out_features = ["stage1", "stage2", "stage3", "stage4"]
+    panoptic = DetrForSegmentation(config).eval()
+    panoptic.detr.load_state_dict(huggingface.state_dict())
+    panoptic.save_pretrained(tmp_path)
+    assert_the_same(DETR.from_pretrained(tmp_path), panoptic.detr, batch)
+    assert "loaded its detector, and left out the" in caplog.text

@@ -274,3 +274,39 @@ def test_a_truncated_image_is_replaced_and_reported(config, shapes, tmp_path):
     with pytest.warns(RuntimeWarning, match="unreadable image"):
         trainer.run()
     assert "1 x unreadable image" in trainer.data.dataset.describe()
+
+
+PARTS = {
+    "backbone": ["backbone.0."],
+    "encoder": ["input_proj.", "transformer.encoder."],
+    "decoder": ["transformer.decoder."],
+    "queries": ["query_embed."],
+    "class_head": ["class_embed."],
+    "box_head": ["bbox_embed."],
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_frozen_parts_are_not_trained(config, part):
+    trainer = Trainer(config(epochs=1, freeze=[part]))
+    before = {name: tensor.clone() for name, tensor in trainer.state.weights.named_parameters()}
+    trainer.run()
+    for name, tensor in trainer.state.weights.named_parameters():
+        frozen = name.startswith(tuple(PARTS[part]))
+        assert torch.equal(tensor, before[name]) == frozen, name
+        assert (tensor.grad is None) or not frozen
+
+
+def test_a_model_without_a_trainable_part_is_refused(config):
+    with pytest.raises(ConfigError, match=r"model\.freeze: .* nothing is left to train"):
+        Trainer(config(freeze=list(PARTS)))
+    with pytest.raises(ConfigError, match=r"model\.freeze must be"):
+        Trainer(config(freeze=["neck"]))
+
+
+def test_another_number_of_queries_starts_from_weights(config, tmp_path, caplog):
+    Trainer(config(epochs=1, output=str(tmp_path / "first"))).run()
+    queries = DETR.from_pretrained(tmp_path / "first").query_embed.weight
+    trainer = Trainer(config(weights=str(tmp_path / "first"), num_queries=len(queries) + 3, output=str(tmp_path / "b")))
+    assert torch.equal(trainer.state.weights.query_embed.weight[:-3], queries)
+    assert f"loaded the first {len(queries)}; the others have to be trained" in caplog.text
