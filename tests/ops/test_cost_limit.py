@@ -167,13 +167,18 @@ def test_a_query_of_another_group_is_not_an_unassigned_target():
 
 
 def test_a_limit_is_compiled():
-    cost, sizes = batch(torch.float32, 1)
+    """With targets of any number, and with sizes."""
 
-    def assign(cost):
-        return ops.batch_linear_sum_assignment(cost, sizes, cost_limit=0.4)
+    def assign(cost, targets):
+        return ops.batch_linear_sum_assignment(cost, targets, cost_limit=0.4)
 
     compiled = torch.compile(assign, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(cost), assign(cost))
+    cost, sizes = batch(torch.float32, 1)
+    assert torch.equal(compiled(cost, sizes), assign(cost, sizes))
+    for sizes in ([3, 0, 9], [2, 7, 5], [4, 4, 4]):
+        targets = Targets.from_list([{"labels": [0] * n, "boxes": torch.full((n, 4), 0.2)} for n in sizes])
+        cost = torch.rand(2, sum(sizes), 8, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(compiled(cost, targets), assign(cost, targets))
 
 
 @pytest.mark.parametrize("limit", [np.inf, -np.inf, np.nan, 1e39])
