@@ -124,19 +124,13 @@ CONTINUE = {"demo": "run the same command again", "train": "run the same command
 
 def _run_command(arguments: Sequence[str]) -> int | str | None:
     """Parse the arguments and run the command; returns the exit status, or a message for the status 1."""
-    command = next((argument for argument in arguments if argument in COMMANDS), None)
-    parser = _build_parser(command)
-    parsed = parser.parse_args(_resolve_configs(arguments, parser))
+    command, options = _parse(arguments)
     from detr_fast.training import USER_ERRORS, Stopped, leave_ranks
 
     try:
-        options = parser.instantiate(parsed)[parsed.subcommand]
-    except ValueError as error:  # a class refused a value
-        parser.error(str(error))
-    try:
-        return COMMANDS[parsed.subcommand](options)
+        return COMMANDS[command](options)
     except Stopped as stopped:
-        print(f"{stopped}; to continue, {CONTINUE[parsed.subcommand]}", file=sys.stderr)
+        print(f"{stopped}; to continue, {CONTINUE[command]}", file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:
         return 130
@@ -144,6 +138,16 @@ def _run_command(arguments: Sequence[str]) -> int | str | None:
         return f"detr-fast: {error}"
     finally:
         leave_ranks()
+
+
+def _parse(arguments: Sequence[str]) -> tuple[str, Namespace]:
+    """Return the name of the command and its options; an error ends the process with a message."""
+    parser = _build_parser(next((argument for argument in arguments if argument in COMMANDS), None))
+    try:
+        parsed = parser.parse_args(_resolve_configs(arguments, parser))
+        return parsed.subcommand, parser.instantiate(parsed)[parsed.subcommand]
+    except (OverflowError, ValueError) as error:  # an integer beyond a float, or a value that a class refused
+        parser.error(str(error))
 
 
 def _build_parser(command: str | None) -> ArgumentParser:

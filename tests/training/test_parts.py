@@ -193,3 +193,10 @@ def test_losses_for_models_without_a_no_object_class_are_refused(config):
     for changed in ({"loss": LossWeights.deformable()}, {"match": MatchWeights.deformable()}):
         with pytest.raises(ConfigError, match=r"(loss.class_loss|match.class_cost) must be softmax, .* got focal"):
             replace(settings, **changed)
+
+
+def test_integers_beyond_floating_point_numbers_are_refused():
+    with pytest.raises(ConfigError, match=r"optim\.lr must be at least 0, got 1000"):
+        OptimConfig(lr=10**400)
+    with pytest.raises(ValueError, match="loss_ce must be a finite number, got 1000"):
+        LossWeights(loss_ce=10**400)
