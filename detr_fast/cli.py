@@ -125,7 +125,7 @@ CONTINUE = {"demo": "run the same command again", "train": "run the same command
 def _run_command(arguments: Sequence[str]) -> int | str | None:
     """Parse the arguments and run the command; returns the exit status, or a message for the status 1."""
     command, options = _parse(arguments)
-    from detr_fast.training import USER_ERRORS, Stopped, leave_ranks
+    from detr_fast.training import USER_ERRORS, Stopped
 
     try:
         return COMMANDS[command](options)
@@ -137,7 +137,15 @@ def _run_command(arguments: Sequence[str]) -> int | str | None:
     except USER_ERRORS as error:
         return f"detr-fast: {error}"
     finally:
-        leave_ranks()
+        _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    """Destroy the process group of the ranks, whose threads may abort a process that ends while they run."""
+    import torch.distributed as dist  # which the errors of detr_fast.training have imported
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _parse(arguments: Sequence[str]) -> tuple[str, Namespace]:

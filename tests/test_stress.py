@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from tests import stress_annotations, stress_checkpoints, stress_configs
 
 SEED = random.SystemRandom().randrange(2**32)
@@ -19,6 +21,7 @@ def test_mutants_of_an_annotation_file(tmp_path):
     assert not failures, failures
 
 
+@pytest.mark.slow
 def test_mutants_of_configurations(tmp_path):
     _, failures = stress_configs.run(tmp_path, 25, SEED)
     assert not failures, failures
