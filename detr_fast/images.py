@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 # Mean and standard deviation of the RGB values of ImageNet in [0,1], with which torchvision's backbones are trained.
@@ -37,6 +39,64 @@ def read_image(path: str | Path) -> Image.Image:
             return to_rgb(image)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for broken files
         raise ImageError(f"{path}: cannot read this image: {_cause(error)}") from error
+
+
+def read_pixels(path: str | Path) -> Tensor:
+    """Decode an image file completely into the pixels of :func:`read_image`.
+
+    Upright RGB files in JPEG format are decoded by simplejpeg where it is installed, which has the same decoder as
+    Pillow and is faster around it.
+
+    Args:
+        path: The image file.
+
+    Returns:
+        The pixels, uint8 [h,w,3].
+
+    Raises:
+        ImageError: As :func:`read_image`.
+    """
+    pixels = _decode_jpeg(path) if find_spec("simplejpeg") else None
+    return torch.from_numpy(np.array(read_image(path)) if pixels is None else pixels)
+
+
+def _decode_jpeg(path: str | Path) -> np.ndarray | None:
+    """Decode an upright RGB file in JPEG format without a fault; return None for any other file."""
+    import simplejpeg
+
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(3)
+            if begin != b"\xff\xd8\xff":
+                return None
+            data = begin + file.read()
+        with Image.open(BytesIO(data)) as image:  # which reads the header only
+            is_upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            if image.format != "JPEG" or image.mode != "RGB" or not is_upright:
+                return None
+        return simplejpeg.decode_jpeg(data, "RGB")
+    except Exception:  # Pillow decides whether the file can be read, and says why it cannot
+        return None
+
+
+def resize_pixels(image: Tensor, width: int, height: int) -> Tensor:
+    """Resize an image by bilinear interpolation, antialiased where it shrinks.
+
+    The result is that of Pillow to one level of 255.
+
+    Args:
+        image: The pixels, uint8 [h,w,3].
+        width: Width after the resize.
+        height: Height after the resize.
+
+    Returns:
+        The pixels, uint8 [height,width,3].
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    planes = image.permute(2, 0, 1).unsqueeze(0)  # channels last in memory, for which PyTorch has a fast kernel
+    resized = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
+    return resized.squeeze(0).permute(1, 2, 0)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from detr_fast.data.faults import DataError, Fault, FaultKind
@@ -55,11 +54,11 @@ class ImageEntry(NamedTuple):
     path: str
     size: Size | None
 
-    def size_fault(self, image: Image.Image) -> Fault | None:
-        """Return a fault if the size of the image is not the stated size, else None."""
-        if self.size is None or self.size == image.size:
+    def size_fault(self, size: tuple[int, int]) -> Fault | None:
+        """Return a fault if the (width, height) of the image is not the stated size, else None."""
+        if self.size is None or self.size == size:
             return None
-        message = "the image is {} x {}, the annotation file says {} x {}".format(*image.size, *self.size)
+        message = "the image is {} x {}, the annotation file says {} x {}".format(*size, *self.size)
         return Fault(FaultKind.WRONG_IMAGE_SIZE, self.path, self.id, None, message)
 
     def unreadable(self, error: ImageError) -> Fault:

@@ -32,6 +32,6 @@ def check_dataset(image_dir: str | Path, annotation_file: str | Path, *, num_wor
 
 def _image_fault(entry: ImageEntry) -> Fault | None:
     try:
-        return entry.size_fault(read_image(entry.path))
+        return entry.size_fault(read_image(entry.path).size)
     except ImageError as error:
         return entry.unreadable(error)

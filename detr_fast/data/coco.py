@@ -11,27 +11,26 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from detr_fast.data.annotations import Category, read_annotations, read_ground_truth
 from detr_fast.data.faults import DataError, Fault, FaultKind, count_faults, describe_counts
-from detr_fast.data.transforms import Transform, clip_boxes
-from detr_fast.images import ImageError, read_image, to_tensor
+from detr_fast.data.transforms import Labeled, Transform, clip_boxes
+from detr_fast.images import ImageError, read_pixels
 
 
 class AnnotatedImage(NamedTuple):
     """A decoded image file with its ground truth.
 
     Attributes:
-        image: The image, RGB.
+        image: The pixels, uint8 [h,w,3].
         boxes: Boxes of its t objects, float32 [t,4], xyxy in pixels, clipped to the image.
         labels: Labels of the objects, int64 [t].
         image_id: Id of the image in the annotation file.
     """
 
-    image: Image.Image
+    image: Tensor
     boxes: Tensor
     labels: Tensor
     image_id: int
@@ -41,11 +40,12 @@ class Sample(NamedTuple):
     """A transformed image with its ground truth.
 
     Attributes:
-        image: The image, float32 [3,H,W], normalized.
+        image: The pixels, uint8 [h,w,3].
         labels: Labels of its t objects, int64 [t].
         boxes: Boxes of the objects, float32 [t,4], cxcywh as fractions of the transformed image.
         image_id: Id of the image in the annotation file.
         original_size: (height, width) of the image file.
+        flipped: Whether the image is yet to be mirrored from left to right; the boxes are those of the mirrored image.
     """
 
     image: Tensor
@@ -53,6 +53,7 @@ class Sample(NamedTuple):
     boxes: Tensor
     image_id: int
     original_size: tuple[int, int]
+    flipped: bool = False
 
 
 class CocoDetection(Dataset[Sample | None]):
@@ -185,20 +186,22 @@ class CocoDetection(Dataset[Sample | None]):
         """Load an image with its usable boxes, without a transform; None if it is unreadable."""
         entry = self._annotations.images[index]
         try:
-            image = read_image(entry.path)
+            image = read_pixels(entry.path)
         except ImageError as error:
             self._mark_unreadable(index, entry.unreadable(error))
             return None
-        if fault := entry.size_fault(image):
+        height, width = image.shape[:2]
+        if fault := entry.size_fault((width, height)):
             self._mark(index, fault)
         rows = slice(*self._annotations.offsets[index : index + 2])
         boxes, labels = self._annotations.boxes[rows], self._annotations.labels[rows]
-        return AnnotatedImage(image, *clip_boxes(boxes, labels, image.width, image.height), entry.id)
+        return AnnotatedImage(image, *clip_boxes(boxes, labels, width, height), entry.id)
 
     def _transform(self, loaded: AnnotatedImage, rng: random.Random) -> Sample:
-        image, boxes, labels = self.transform(loaded.image, loaded.boxes, loaded.labels, rng)
-        size = (loaded.image.height, loaded.image.width)
-        return Sample(to_tensor(image), labels, _fractions(boxes, image), loaded.image_id, size)
+        found = Labeled(*self.transform(loaded.image, loaded.boxes, loaded.labels, rng))
+        height, width = loaded.image.shape[:2]
+        boxes = _fractions(found.boxes, found.image)
+        return Sample(found.image, found.labels, boxes, loaded.image_id, (height, width), found.flipped)
 
     def _mark_unreadable(self, row: int, fault: Fault) -> None:
         self._mark(row, fault)
@@ -214,8 +217,8 @@ class CocoDetection(Dataset[Sample | None]):
             warnings.warn(str(fault), RuntimeWarning, stacklevel=4)
 
 
-def _fractions(boxes: Tensor, image: Image.Image) -> Tensor:
+def _fractions(boxes: Tensor, image: Tensor) -> Tensor:
     """Convert boxes [t,4] from xyxy in pixels to cxcywh as fractions of the image."""
     low, high = boxes.view(-1, 2, 2).unbind(1)
-    size = torch.tensor([image.width, image.height], dtype=boxes.dtype)
+    size = torch.tensor([image.shape[1], image.shape[0]], dtype=boxes.dtype)
     return torch.cat([(low + high) / 2 / size, (high - low) / size], dim=1)

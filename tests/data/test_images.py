@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from detr_fast.images import ImageError, pad_images, read_image, resize_shape, to_tensor
+from detr_fast import images
+from detr_fast.images import ImageError, pad_images, read_image, read_pixels, resize_pixels, resize_shape, to_tensor
+
+matplotlib = pytest.importorskip("matplotlib")  # which comes with a photograph
+PHOTO = Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "RGBA", "CMYK", "1"])
@@ -58,6 +64,75 @@ def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ImageError, match="bomb"):
         read_image(tmp_path / "bomb.png")
+
+
+@pytest.fixture
+def decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The decoder that each file was read by."""
+    simplejpeg = pytest.importorskip("simplejpeg")
+    decode, read, used = simplejpeg.decode_jpeg, images.read_image, []
+
+    def decode_jpeg(*arguments: Any, **options: Any) -> np.ndarray:
+        pixels = decode(*arguments, **options)
+        used.append("simplejpeg")
+        return pixels
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", decode_jpeg)
+    monkeypatch.setattr(images, "read_image", lambda path: used.append("Pillow") or read(path))
+    return used
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("options", [{"quality": 90}, {"quality": 30, "progressive": True}], ids=str)
+def test_pixels_are_those_of_pillow(tmp_path: Path, decodes: list[str], options: dict, subsampling: str) -> None:
+    with Image.open(PHOTO) as photo:
+        photo.crop((3, 5, 500, 598)).save(tmp_path / "photo.jpg", subsampling=subsampling, **options)
+    assert np.array_equal(read_pixels(tmp_path / "photo.jpg"), read_image(tmp_path / "photo.jpg"))
+    assert decodes == ["simplejpeg"]
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_other_jpeg_files_are_read_by_pillow(tmp_path: Path, decodes: list[str], mode: str) -> None:
+    with Image.open(PHOTO) as photo:
+        photo.convert(mode).save(tmp_path / "photo.jpg")
+    assert np.array_equal(read_pixels(tmp_path / "photo.jpg"), read_image(tmp_path / "photo.jpg"))
+    assert decodes == ["Pillow"]
+
+
+def test_turned_jpeg_files_are_read_by_pillow(tmp_path: Path, decodes: list[str]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    read_pixels(tmp_path / "turned.jpg")
+    assert decodes == ["Pillow"]
+
+
+def test_pixels_without_simplejpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = read_pixels(PHOTO)
+    monkeypatch.setattr(images, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    assert torch.equal(read_pixels(PHOTO), expected)
+
+
+def test_faulty_jpeg_files_are_refused_by_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = PHOTO.read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[:-5000])
+    (tmp_path / "begin.jpg").write_bytes(data[:100])
+    for name, message in (("cut.jpg", "truncated"), ("begin.jpg", "cannot"), ("none.jpg", "there is no such file")):
+        with pytest.raises(ImageError, match=message):
+            read_pixels(tmp_path / name)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageError, match="bomb"):
+        read_pixels(PHOTO)
+
+
+@pytest.mark.parametrize("size", [(853, 640), (683, 800), (512, 600), (300, 351), (40, 900), (900, 40), (1, 1), (5, 1)])
+def test_resized_pixels_are_those_of_pillow(size: tuple[int, int]) -> None:
+    photo = read_image(PHOTO)
+    resized = resize_pixels(torch.from_numpy(np.array(photo)), *size)
+    assert (resized.shape, resized.dtype) == ((size[1], size[0], 3), torch.uint8)
+    expected = np.asarray(photo.resize(size, Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(resized.numpy() - expected).max() <= 1
 
 
 @pytest.mark.parametrize(
