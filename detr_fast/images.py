@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -56,8 +57,13 @@ def read_pixels(path: str | Path) -> Tensor:
     Raises:
         ImageError: As :func:`read_image`.
     """
-    pixels = _decode_jpeg(path) if find_spec("simplejpeg") else None
+    pixels = _decode_jpeg(path) if _has_simplejpeg() else None
     return torch.from_numpy(np.array(read_image(path)) if pixels is None else pixels)
+
+
+@cache
+def _has_simplejpeg() -> bool:
+    return find_spec("simplejpeg") is not None
 
 
 def _decode_jpeg(path: str | Path) -> np.ndarray | None:
@@ -94,9 +100,9 @@ def resize_pixels(image: Tensor, width: int, height: int) -> Tensor:
     """
     if image.shape[:2] == (height, width):
         return image
-    planes = image.permute(2, 0, 1).unsqueeze(0)  # channels last in memory, for which PyTorch has a fast kernel
-    resized = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
-    return resized.squeeze(0).permute(1, 2, 0)
+    batch = image.unsqueeze(0).permute(0, 3, 1, 2)  # channels last in memory, as PyTorch knows by its strides
+    resized = torch.nn.functional.interpolate(batch, (height, width), mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1).squeeze(0)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -277,7 +277,7 @@ def normalize_and_pad(
     means, stds = (torch.tensor(numbers, dtype=compute)[:, None] for numbers in (mean, std))
     table = ((levels - means) / stds).to(dtype)  # [3,256]
     shape = (count, height, width, 3) if channels_last else (count, 3, height, width)
-    batch = torch.empty(shape, dtype=dtype)
+    batch = _empty_in_large_pages(torch.empty(shape, dtype=dtype, device="meta"))
     mask = torch.empty(count, height, width, dtype=torch.bool)
     word = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     _C.normalize_and_pad(
@@ -306,8 +306,8 @@ def _empty_output(value: Tensor, points: Tensor) -> Tensor:
 def _empty_in_large_pages(like: Tensor) -> Tensor:
     """Allocate a contiguous tensor through NumPy, which asks Linux for large pages where an array is large.
 
-    PyTorch does not, and most of the time of a backward pass would be spent on page faults. The tensor begins at a
-    cache line, as PyTorch's do.
+    PyTorch does not, and most of the time would be spent on page faults. The tensor begins at a cache line, as
+    PyTorch's do.
     """
     line = 64
     memory = torch.from_numpy(np.empty(like.numel() * like.element_size() + line, np.uint8))

@@ -23,7 +23,7 @@ Region: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom in pix
 
 # How many times the pixels of a region a whole image may have to be resized by PyTorch, which takes about as many times
 # less time for a pixel than Pillow, which can resize a region alone.
-_WHOLE_IMAGE = 2.5
+_WHOLE_IMAGE = 5
 
 
 class Labeled(NamedTuple):
