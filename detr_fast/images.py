@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from io import BytesIO
@@ -57,8 +57,33 @@ def read_pixels(path: str | Path) -> Tensor:
     Raises:
         ImageError: As :func:`read_image`.
     """
-    pixels = _decode_jpeg(path) if _has_simplejpeg() else None
-    return torch.from_numpy(np.array(read_image(path)) if pixels is None else pixels)
+    pixels, _ = read_reduced_pixels(path, lambda width, height: (width, height))
+    return pixels
+
+
+def read_reduced_pixels(
+    path: str | Path, fewest: Callable[[int, int], tuple[int, int]]
+) -> tuple[Tensor, tuple[int, int]]:
+    """Decode an image file, and reduce it to a half or less while it is decoded where so many pixels are not needed.
+
+    Files in JPEG format that simplejpeg decodes can be reduced, which takes less time than to decode them completely
+    and to shrink the result. All other images are those of :func:`read_pixels`.
+
+    Args:
+        path: The image file.
+        fewest: From the width and the height of the file to the least width and height that are needed.
+
+    Returns:
+        The pixels, uint8 [h,w,3], and the (width, height) of the file.
+
+    Raises:
+        ImageError: As :func:`read_image`.
+    """
+    decoded = _decode_jpeg(path, fewest) if _has_simplejpeg() else None
+    if decoded is None:
+        image = read_image(path)
+        decoded = np.array(image), image.size
+    return torch.from_numpy(decoded[0]), decoded[1]
 
 
 @cache
@@ -66,7 +91,9 @@ def _has_simplejpeg() -> bool:
     return find_spec("simplejpeg") is not None
 
 
-def _decode_jpeg(path: str | Path) -> np.ndarray | None:
+def _decode_jpeg(
+    path: str | Path, fewest: Callable[[int, int], tuple[int, int]]
+) -> tuple[np.ndarray, tuple[int, int]] | None:
     """Decode an upright RGB file in JPEG format without a fault; return None for any other file."""
     import simplejpeg
 
@@ -80,7 +107,11 @@ def _decode_jpeg(path: str | Path) -> np.ndarray | None:
             is_upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
             if image.format != "JPEG" or image.mode != "RGB" or not is_upright:
                 return None
-        return simplejpeg.decode_jpeg(data, "RGB")
+            size = image.size
+        width, height = fewest(*size)
+        reduced = {"min_width": width, "min_height": height, "min_factor": 2}
+        is_whole = 2 * width > size[0] or 2 * height > size[1]
+        return simplejpeg.decode_jpeg(data, "RGB", **({} if is_whole else reduced)), size
     except Exception:  # Pillow decides whether the file can be read, and says why it cannot
         return None
 

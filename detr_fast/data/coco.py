@@ -6,7 +6,7 @@ import hashlib
 import os
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from detr_fast.data.annotations import Category, read_annotations, read_ground_truth
 from detr_fast.data.faults import DataError, Fault, FaultKind, count_faults, describe_counts
 from detr_fast.data.transforms import Labeled, Transform, clip_boxes
-from detr_fast.images import ImageError, read_pixels
+from detr_fast.images import ImageError, read_reduced_pixels
 
 
 class AnnotatedImage(NamedTuple):
@@ -25,15 +25,17 @@ class AnnotatedImage(NamedTuple):
 
     Attributes:
         image: The pixels, uint8 [h,w,3].
-        boxes: Boxes of its t objects, float32 [t,4], xyxy in pixels, clipped to the image.
+        boxes: Boxes of its t objects, float32 [t,4], xyxy in pixels of the image, clipped to it.
         labels: Labels of the objects, int64 [t].
         image_id: Id of the image in the annotation file.
+        original_size: (height, width) of the image file.
     """
 
     image: Tensor
     boxes: Tensor
     labels: Tensor
     image_id: int
+    original_size: tuple[int, int]
 
 
 class Sample(NamedTuple):
@@ -177,31 +179,34 @@ class CocoDetection(Dataset[Sample | None]):
         rng = random.Random(f"{self.seed} {int(self._epoch)} {index}")
         attempts = len(self) if self.on_unreadable == "substitute" else 1
         for attempt in range(attempts):
-            loaded = self.load_image((index + attempt) % len(self))
+            loaded = self._load((index + attempt) % len(self), getattr(self.transform, "fewest_pixels", _all_pixels))
             if loaded is not None:
                 return self._transform(loaded, rng)
         return None
 
     def load_image(self, index: int) -> AnnotatedImage | None:
         """Load an image with its usable boxes, without a transform; None if it is unreadable."""
+        return self._load(index, _all_pixels)
+
+    def _load(self, index: int, fewest: Callable[[int, int], tuple[int, int]]) -> AnnotatedImage | None:
         entry = self._annotations.images[index]
         try:
-            image = read_pixels(entry.path)
+            image, (width, height) = read_reduced_pixels(entry.path, fewest)
         except ImageError as error:
             self._mark_unreadable(index, entry.unreadable(error))
             return None
-        height, width = image.shape[:2]
         if fault := entry.size_fault((width, height)):
             self._mark(index, fault)
         rows = slice(*self._annotations.offsets[index : index + 2])
-        boxes, labels = self._annotations.boxes[rows], self._annotations.labels[rows]
-        return AnnotatedImage(image, *clip_boxes(boxes, labels, width, height), entry.id)
+        boxes, labels = clip_boxes(self._annotations.boxes[rows], self._annotations.labels[rows], width, height)
+        if image.shape[:2] != (height, width):
+            boxes = boxes * torch.tensor([image.shape[1] / width, image.shape[0] / height] * 2)
+        return AnnotatedImage(image, boxes, labels, entry.id, (height, width))
 
     def _transform(self, loaded: AnnotatedImage, rng: random.Random) -> Sample:
         found = Labeled(*self.transform(loaded.image, loaded.boxes, loaded.labels, rng))
-        height, width = loaded.image.shape[:2]
         boxes = _fractions(found.boxes, found.image)
-        return Sample(found.image, found.labels, boxes, loaded.image_id, (height, width), found.flipped)
+        return Sample(found.image, found.labels, boxes, loaded.image_id, loaded.original_size, found.flipped)
 
     def _mark_unreadable(self, row: int, fault: Fault) -> None:
         self._mark(row, fault)
@@ -215,6 +220,10 @@ class CocoDetection(Dataset[Sample | None]):
         if not marks[row]:
             marks[row] = True
             warnings.warn(str(fault), RuntimeWarning, stacklevel=4)
+
+
+def _all_pixels(width: int, height: int) -> tuple[int, int]:
+    return width, height
 
 
 def _fractions(boxes: Tensor, image: Tensor) -> Tensor:

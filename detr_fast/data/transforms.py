@@ -2,11 +2,13 @@
 
 A transform takes an image (uint8 [h,w,3]), its boxes (xyxy in pixels), their labels and a random number generator, and
 returns the transformed image, boxes and labels, and, if it likes, whether the image is yet to be mirrored: see
-:class:`Labeled`.
+:class:`Labeled`. It may have a method ``fewest_pixels`` like that of :class:`Augmentation`, by which a data set reduces
+files while it decodes them.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,6 +66,8 @@ class Augmentation:
         crop_max: maximum side of the crop in pixels.
         single_resize: cut the region of the crop, to whole pixels, out of the image as it is, and resize it once to the
             final size; the intermediate size only determines the region. It is faster and blurs less.
+        reduced_decode: let a data set reduce files in JPEG format while it decodes them, where that leaves more pixels
+            than any resize that can be drawn gives. It is faster for large photographs and changes their pixels.
 
     Raises:
         ValueError: An argument is out of range.
@@ -78,6 +82,7 @@ class Augmentation:
     crop_min: int = 384
     crop_max: int = 600
     single_resize: bool = False
+    reduced_decode: bool = False
 
     def __post_init__(self) -> None:
         for name in ("scales", "middle_scales"):
@@ -124,6 +129,20 @@ class Augmentation:
             image, boxes, labels = crop(image, boxes, labels, size, region, flipped)
         target = resize_shape(width, height, rng.choice(self.scales), self.max_size)
         return Labeled(*_resize(image, boxes, target), labels, flipped)
+
+    def fewest_pixels(self, width: int, height: int) -> tuple[int, int]:
+        """Return the (width, height) above which an image of this size has more pixels than any resize needs.
+
+        It is the size itself without ``reduced_decode``.
+        """
+        if not self.reduced_decode:
+            return width, height
+        sizes = [resize_shape(width, height, max(self.scales), self.max_size)]
+        if self.crop:
+            middle = resize_shape(width, height, max(self.middle_scales), self.middle_max_size)
+            zoom = max(1.0, max(self.scales) / self.crop_min) if self.single_resize else 1.0
+            sizes.append((math.ceil(middle[0] * zoom), math.ceil(middle[1] * zoom)))
+        return min(width, max(x for x, _ in sizes)), min(height, max(y for _, y in sizes))
 
     def _draw_region(self, size: tuple[int, int], rng: random.Random) -> Region:
         width, height = (rng.randint(min(self.crop_min, side), min(self.crop_max, side)) for side in size)

@@ -227,3 +227,27 @@ def test_samples_depend_on_seed_and_index(shapes: Path) -> None:
 def test_grayscale_images_load(folder: Any) -> None:
     Image.fromarray(np.full((30, 40), 200, dtype=np.uint8)).save(folder.images / "10.png")
     assert _shade(CocoDetection(folder.images, folder.file, Resize(30))[0]) == 200
+
+
+def test_reduced_images_have_the_same_boxes(folder: Any) -> None:
+    """The sizes of the results do not depend on what was decoded, and boxes are fractions of them."""
+    pytest.importorskip("simplejpeg")
+    folder.save_image("10.jpg", size=(400, 300))
+    folder.content["images"][1] = folder.image(10, file_name="10.jpg", width=400, height=300)
+    folder.content["annotations"][0]["bbox"] = [40, 60, 100, 120]
+    folder.write()
+    samples = []
+    for reduced_decode in (False, True):
+        augment = Augmentation(scales=(60,), crop=0.0, reduced_decode=reduced_decode)
+        dataset = CocoDetection(folder.images, folder.file, augment)
+        samples.append(dataset[0])
+        assert dataset.report == {}
+        whole = dataset.load_image(0)
+        assert whole is not None
+        assert whole.image.shape == (300, 400, 3)
+    first, second = samples
+    assert first is not None
+    assert second is not None
+    assert first.image.shape == second.image.shape == (60, 80, 3)
+    assert first.original_size == second.original_size == (300, 400)
+    torch.testing.assert_close(first.boxes, second.boxes)

@@ -10,7 +10,16 @@ import torch
 from PIL import Image
 
 from detr_fast import images
-from detr_fast.images import ImageError, pad_images, read_image, read_pixels, resize_pixels, resize_shape, to_tensor
+from detr_fast.images import (
+    ImageError,
+    pad_images,
+    read_image,
+    read_pixels,
+    read_reduced_pixels,
+    resize_pixels,
+    resize_shape,
+    to_tensor,
+)
 
 matplotlib = pytest.importorskip("matplotlib")  # which comes with a photograph
 PHOTO = Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"
@@ -124,6 +133,26 @@ def test_faulty_jpeg_files_are_refused_by_pillow(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ImageError, match="bomb"):
         read_pixels(PHOTO)
+
+
+@pytest.mark.parametrize(
+    ("fewest", "expected"),
+    [((512, 600), (512, 600)), ((257, 300), (512, 600)), ((256, 300), (256, 300)), ((100, 200), (192, 225))],
+)
+def test_reduced_pixels(fewest: tuple[int, int], expected: tuple[int, int]) -> None:
+    """Files are reduced by eighths, to a half or less, and have as many pixels as are needed."""
+    pytest.importorskip("simplejpeg")
+    pixels, size = read_reduced_pixels(PHOTO, lambda width, height: fewest)
+    assert size == (512, 600)
+    assert pixels.shape == (expected[1], expected[0], 3)
+    photo = read_image(PHOTO).resize(expected, Image.Resampling.BOX)
+    assert np.abs(pixels.numpy() - np.asarray(photo).astype(int)).mean() < 4
+
+
+def test_only_jpeg_files_are_reduced(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 32)).save(tmp_path / "x.png")
+    pixels, size = read_reduced_pixels(tmp_path / "x.png", lambda width, height: (1, 1))
+    assert (pixels.shape, size) == ((32, 64, 3), (64, 32))
 
 
 @pytest.mark.parametrize("size", [(853, 640), (683, 800), (512, 600), (300, 351), (40, 900), (900, 40), (1, 1), (5, 1)])

@@ -267,6 +267,21 @@ def test_a_single_resize_gives_the_same_sizes_and_nearly_the_same_boxes() -> Non
     assert compared > 30
 
 
+@pytest.mark.parametrize("options", [{}, {"crop": 0.0}, {"single_resize": True}], ids=str)
+@pytest.mark.parametrize("size", [(4000, 3000), (900, 2400), (3000, 200), (100, 80)])
+def test_no_resize_needs_more_than_the_fewest_pixels(options: dict, size: tuple[int, int]) -> None:
+    augment = Augmentation(**options, reduced_decode=True)
+    fewest = augment.fewest_pixels(*size)
+    assert all(x <= y for x, y in zip(fewest, size, strict=True))
+    assert Augmentation(**options).fewest_pixels(*size) == size
+    shapes = [resize_shape(*size, shorter, augment.max_size) for shorter in augment.scales]
+    if augment.crop:
+        shapes += [resize_shape(*size, shorter, augment.middle_max_size) for shorter in augment.middle_scales]
+    assert all(x >= min(y, z) for shape in shapes for x, y, z in zip(fewest, shape, size, strict=True))
+    if size == (4000, 3000):
+        assert fewest == ((1667, 1250) if options == {"single_resize": True} else (1066, 800))
+
+
 @pytest.mark.parametrize(
     "options",
     [
