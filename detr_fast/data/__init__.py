@@ -1,12 +1,12 @@
 """Data sets in COCO format: reading, validation, augmentation, batching, and a generated data set of shapes."""
 
 from detr_fast.data.annotations import Category
-from detr_fast.data.batch import Batch, collate
+from detr_fast.data.batch import Batch, PackedBatch, collate
 from detr_fast.data.check import check_dataset
 from detr_fast.data.coco import CocoDetection, Sample
 from detr_fast.data.faults import DataError, Fault, FaultKind, count_faults, describe_counts
 from detr_fast.data.shapes import make_shapes
-from detr_fast.data.transforms import Augmentation, Resize
+from detr_fast.data.transforms import Augmentation, Labeled, Resize
 
 __all__ = [
     "Augmentation",
@@ -16,6 +16,8 @@ __all__ = [
     "DataError",
     "Fault",
     "FaultKind",
+    "Labeled",
+    "PackedBatch",
     "Resize",
     "Sample",
     "check_dataset",
