@@ -309,10 +309,10 @@ def _empty_in_large_pages(like: Tensor) -> Tensor:
     PyTorch does not, and most of the time would be spent on page faults. The tensor begins at a cache line, as
     PyTorch's do.
     """
-    line = 64
-    memory = torch.from_numpy(np.empty(like.numel() * like.element_size() + line, np.uint8))
-    begin = -memory.data_ptr() % line
-    return memory[begin : begin + memory.numel() - line].view(like.dtype).view(like.shape)
+    line, size = 64, like.numel() * like.element_size()
+    memory = np.empty(size + line, np.uint8)
+    begin = -memory.ctypes.data % line
+    return torch.from_numpy(memory[begin : begin + size]).view(like.dtype).view(like.shape)
 
 
 def _loss_arguments(
