@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from detr_fast.training.config import OptimConfig
 
@@ -21,7 +22,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
     With a rate of 0 the backbone is frozen, as in facebookresearch/detr: its gradients are not computed, and do not
     count when the norm of the gradient is clipped. Its parameters remain in the optimizer, so that a run can be resumed
-    with another rate.
+    with another rate. The fused implementation is used where PyTorch has one for the device of the parameters.
+
+    Args:
+        model: The model, on the device on which it is trained.
+        config: The options of the optimizer.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if config.backbone_lr == 0:
@@ -32,7 +37,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for name, p in named if not name.startswith("backbone.0.")], "lr": config.lr},
         {"params": [p for name, p in named if name.startswith("backbone.0.")], "lr": config.backbone_lr},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    fused = all(p.device.type in _get_fused_kernels_supported_devices() for _, p in named)
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused or None)
 
 
 def build_scheduler(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from detr_fast import LossWeights, MatchWeights
+from detr_fast import LossWeights, MatchWeights, SetCriterion
 from detr_fast.training import ConfigError, OptimConfig, TrainingError, coco_metrics
 from detr_fast.training.monitor import LossMonitor, MetricsLog, read_metrics
 from detr_fast.training.optim import build_ema, build_optimizer, build_scheduler
@@ -89,6 +89,35 @@ def test_a_rate_of_zero_freezes_the_backbone():
     assert model.head.weight.grad is not None
     optimizer.step()
     assert torch.equal(model.backbone[0].weight, before)
+
+
+def test_the_optimizer_is_fused_where_pytorch_can():
+    assert build_optimizer(_model(), OptimConfig()).defaults["fused"] is True
+    assert not build_optimizer(_model().to("meta"), OptimConfig()).defaults["fused"]
+
+
+def _loss_curve(small_detr, random_targets, *, fused: bool) -> list[float]:
+    torch.manual_seed(0)
+    model, criterion = small_detr(dropout=0.0), SetCriterion()
+    images, targets = torch.randn(2, 3, 48, 48), random_targets([2, 3], 3)
+    optimizer = build_optimizer(model, OptimConfig(lr=1e-3, backbone_lr=1e-3))
+    for group in optimizer.param_groups:
+        group["fused"] = fused
+    losses = []
+    for _ in range(20):
+        output = model(images)
+        loss = criterion(output.logits, output.boxes, targets).total
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_the_fused_optimizer_gives_the_losses_of_the_unfused_one(small_detr, random_targets):
+    curves = [_loss_curve(small_detr, random_targets, fused=fused) for fused in (True, False)]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+    assert curves[0][-1] < 0.9 * curves[0][0]
 
 
 @pytest.mark.parametrize("epochs", [1, 50, 150, 300])
