@@ -16,7 +16,7 @@ from torch import Tensor
 from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.models import DETR
 from detr_fast.training.config import TrainConfig
-from detr_fast.training.optim import build_ema, build_optimizer, build_scheduler
+from detr_fast.training.optim import MovingAverage, build_optimizer, build_scheduler
 
 
 @dataclass
@@ -53,7 +53,7 @@ class RunState:
         model.to(accelerator.device)
         optimizer = build_optimizer(model, config.optim)
         self.scheduler = build_scheduler(optimizer, config.optim, steps_per_epoch=steps_per_epoch, epochs=config.epochs)
-        self.ema = build_ema(model, config.optim.ema_decay) if config.optim.ema_decay else None
+        self.ema = MovingAverage(model, config.optim.ema_decay) if config.optim.ema_decay else None
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.progress = Progress()
         torch.manual_seed(config.seed + 1 + accelerator.process_index)  # dropout differs between ranks
