@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import detr_fast
-from detr_fast.text import escape
+from detr_fast.extras import explain_missing
+from detr_fast.text import escape, format_metric
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from detr_fast.training import TrainConfig
 
 CONFIGS = files("detr_fast.configs")
+COMPLETION = "--print_completion"  # writes a script for a shell
 DEMO_IMAGES = {"num_train": 6000, "num_val": 500}
 
 # Each command imports what it needs when it runs, so that --help and --version print at once.
@@ -28,6 +32,8 @@ DEMO_IMAGES = {"num_train": 6000, "num_val": 500}
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the first argument names."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character ends no run
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     if arguments == ["info"]:  # needs no package of the extra
         _print_info()
@@ -35,9 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sys.exit(_run_command(arguments))
     except ModuleNotFoundError as error:
-        if (error.name or "detr_fast").startswith("detr_fast"):
+        explanation = explain_missing(error)
+        if explanation is None:
             raise
-        sys.exit(f"detr-fast: {error.name} is missing; install the extra: pip install 'detr_fast[train]'")
+        sys.exit(f"detr-fast: {explanation}")
 
 
 def demo(options: Namespace) -> None:
@@ -58,7 +65,9 @@ def evaluate(options: Namespace) -> None:
     """Evaluate a saved model on COCO-format data."""
     from detr_fast.training import evaluate_model
 
-    arguments = {name: options[name] for name in ("batch_size", "num_workers", "mixed_precision", "orientation")}
+    arguments = {
+        name: options[name] for name in ("batch_size", "num_workers", "mixed_precision", "device", "orientation")
+    }
     metrics = evaluate_model(options.model, options.images, options.annotations, **arguments)
     if metrics:
         if options.output:
@@ -70,7 +79,9 @@ def predict(options: Namespace) -> int:
     """Detect objects in images and write drawings and a JSON file; the exit status is 1 if an image was unreadable."""
     from detr_fast.training import predict_files
 
-    failures = predict_files(options.model, options.images, Path(options.output), threshold=options.threshold)
+    failures = predict_files(
+        options.model, options.images, Path(options.output), threshold=options.threshold, device=options.device
+    )
     for failure in failures:
         print(escape(failure), file=sys.stderr)
     return 1 if failures else 0
@@ -119,18 +130,27 @@ COMMANDS = {
     "check-data": check_data,
     "info": info,
 }
-CONTINUE = {"demo": "run the same command again", "train": "run the same command with --resume"}
 
 
 def _run_command(arguments: Sequence[str]) -> int | str | None:
     """Parse the arguments and run the command; returns the exit status, or a message for the status 1."""
-    command, options = _parse(arguments)
+    command = next((argument for argument in arguments if argument in COMMANDS), None)
+    completes = command is None and any(argument.partition("=")[0] == COMPLETION for argument in arguments)
+    parser = _build_parser(COMMANDS if completes else {command})
+    try:
+        parsed = parser.parse_args(_resolve_configs(arguments, parser))
+        options = parser.instantiate(parsed)[parsed.subcommand]
+    # An integer beyond a float, or a value that a class refused.
+    except (argparse.ArgumentError, OverflowError, ValueError) as error:
+        name = "detr-fast" if command is None else f"detr-fast {command}"
+        print(f"{name}: {' '.join(str(error).split())} (see {name} --help)", file=sys.stderr)
+        return 2
     from detr_fast.training import USER_ERRORS, Stopped
 
     try:
-        return COMMANDS[command](options)
+        return COMMANDS[parsed.subcommand](options)
     except Stopped as stopped:
-        print(f"{stopped}; to continue, {CONTINUE[command]}", file=sys.stderr)
+        print(f"{stopped}; to continue, run the same command with --resume", file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:
         return 130
@@ -148,33 +168,26 @@ def _leave_process_group() -> None:
         dist.destroy_process_group()
 
 
-def _parse(arguments: Sequence[str]) -> tuple[str, Namespace]:
-    """Return the name of the command and its options; an error ends the process with a message."""
-    parser = _build_parser(next((argument for argument in arguments if argument in COMMANDS), None))
-    try:
-        parsed = parser.parse_args(_resolve_configs(arguments, parser))
-        return parsed.subcommand, parser.instantiate(parsed)[parsed.subcommand]
-    except (OverflowError, ValueError) as error:  # an integer beyond a float, or a value that a class refused
-        parser.error(str(error))
+def _build_parser(complete: Container[str | None]) -> ArgumentParser:
+    """Build the parser, with the options of some commands only; those of the others would be imported in vain."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
 
-
-def _build_parser(command: str | None) -> ArgumentParser:
-    """Build the parser, with the options of one command; those of the others would be imported in vain."""
-    from jsonargparse import ArgumentParser
-
+    set_parsing_settings(add_print_completion_argument=True)  # the option that COMPLETION names
     parser = ArgumentParser(
         prog="detr-fast",
         description="DETR with interchangeable, verified backends",
         version=detr_fast.__version__,
         allow_abbrev=False,
+        exit_on_error=False,
     )
     commands = parser.add_subcommands(required=True)
     for name, function in COMMANDS.items():
         summary = (function.__doc__ or "").split(";")[0].rstrip(".")
-        # An error prints the usage, which would otherwise list all options of train in 70 lines.
-        subparser = ArgumentParser(description=summary, usage=f"detr-fast {name} [options]", allow_abbrev=False)
-        if name == command:
-            _add_arguments(subparser, command)
+        subparser = ArgumentParser(
+            description=summary, usage=f"detr-fast {name} [options]", allow_abbrev=False, exit_on_error=False
+        )
+        if name in complete:
+            _add_arguments(subparser, name)
         commands.add_subcommand(name, subparser, help=summary)
     return parser
 
@@ -190,10 +203,12 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
         parser.add_class_arguments(TrainConfig, as_group=False)
     if command == "demo":
         parser.default_config_files = [str(CONFIGS / "demo.yaml")]
-    if command == "train":
-        add("--resume", action="store_true", help="continue from the last readable checkpoint in the output directory")
+    if command in ("demo", "train"):
+        continues = "continue from the last readable checkpoint in the output directory"
+        add("--resume", action="store_true", help=continues + (", as demo always does" if command == "demo" else ""))
     if command in ("eval", "predict"):
-        add("--model", required=True, help="directory of a saved model, for example runs/demo/model")
+        add("--model", required=True, help="directory of a saved model or of a run, for example runs/demo")
+        add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto uses a GPU if there is one")
     if command in ("eval", "check-data"):
         add("--images", required=True, help="directory of the images")
         add("--annotations", required=True, help="COCO detection JSON")
@@ -207,7 +222,7 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
         add("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="precision of the model")
         add("--output", help="a JSON file for the metrics")
     if command == "predict":
-        add("images", nargs="+", help="image files, or directories of images")
+        add("images", nargs="+", help="image files, or directories, whose subdirectories are searched too")
         add("--output", default="predictions", help="directory for the drawings and predictions.json")
         add("--threshold", type=ClosedUnitInterval, default=0.5, help="minimum score of a detection")
     if command == "convert":
@@ -290,10 +305,10 @@ def _print_info() -> None:
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
     for name, value in metrics["classes"].items():
-        print(f"AP of {escape(name)}: {value:.3f}")
-    print(", ".join(f"{name} {metrics[name]:.3f}" for name in ("AP75", "AP_small", "AP_medium", "AP_large")))
-    print(f"AP {metrics['AP']:.3f}")
-    print(f"AP50 {metrics['AP50']:.3f}")
+        print(f"AP of {escape(name)}: {format_metric(value)}")
+    print(", ".join(f"{name} {format_metric(metrics[name])}" for name in ("AP75", "AP_small", "AP_medium", "AP_large")))
+    print(f"AP {format_metric(metrics['AP'])}")
+    print(f"AP50 {format_metric(metrics['AP50'])}")
 
 
 if __name__ == "__main__":

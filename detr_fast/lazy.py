@@ -7,11 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+from detr_fast.extras import explaining_missing
+
 
 def lazy_attributes(
     package: str, modules: Mapping[str, Sequence[str]], submodules: Sequence[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Build ``__getattr__`` and ``__dir__`` for a package that imports a module when a name of it is accessed.
+
+    Where the import fails because a package of an extra is not installed, the error names the extra.
 
     Args:
         package: Name of the package.
@@ -25,7 +29,8 @@ def lazy_attributes(
             return import_module(f"{package}.{name}")
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(module_of[name]), name)
+        with explaining_missing(f"{package}.{name}"):
+            value = getattr(import_module(module_of[name]), name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -1,4 +1,4 @@
-"""Texts from files of others, made safe to print."""
+"""Texts to print: of files of others, made safe, and of metrics."""
 
 
 def escape(text: str) -> str:
@@ -6,3 +6,8 @@ def escape(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def format_metric(value: float) -> str:
+    """Format a metric of COCO, in which -1 stands for one without any ground truth, as a number or a dash."""
+    return f"{value:.3f}" if value >= 0 else "–"

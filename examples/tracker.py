@@ -9,15 +9,10 @@ MIN_IOU = 0.3
 
 
 def assign(tracks: Tensor, detections: Tensor) -> list[tuple[int, int]]:
-    """Assign detections [N,4] to tracks [M,4], xyxy; pairs below the gate are left out.
-
-    A pair below the gate costs more than all others together, so that as many pairs as possible pass the gate. A cost
-    of +inf would forbid such a pair, but then a track without any candidate has no assignment, which is an error.
-    """
-    iou = ops.pairwise_box_iou(tracks, detections)
-    penalty = float(min(iou.shape) + 1)
-    track, detection = ops.linear_sum_assignment(torch.where(iou >= MIN_IOU, 1 - iou, penalty))
-    return [(t, d) for t, d in zip(track.tolist(), detection.tolist(), strict=True) if iou[t, d] >= MIN_IOU]
+    """Assign detections [N,4] to tracks [M,4], xyxy; a track stays unassigned rather than take a worse IoU."""
+    distance = 1 - ops.pairwise_box_iou(tracks, detections)
+    track, detection = ops.linear_sum_assignment(distance, cost_limit=1 - MIN_IOU)
+    return list(zip(track.tolist(), detection.tolist(), strict=True))
 
 
 def main(frames: int = 30) -> None:

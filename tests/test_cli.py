@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import detr_fast
@@ -213,7 +217,7 @@ def test_numbers_out_of_range_and_abbreviations_are_refused(shapes, tmp_path, op
     output = tmp_path / "run"
     error = _error(["train", *_data(shapes), *MODEL, "--output", str(output), option, value], capsys)
     assert message in error
-    assert error.count("\n") < 5  # without the list of all options
+    assert error.count("\n") == (1 if error.endswith("\n") else 0)
     assert not output.exists()
 
 
@@ -222,9 +226,33 @@ def test_the_version_is_printed(capsys):
     assert capsys.readouterr().out == f"detr-fast {detr_fast.__version__}\n"
 
 
-def test_the_directory_of_a_run_hints_at_its_model(run, capsys):
-    message = _error(["predict", str(run), "--model", str(run)], capsys)
-    assert "did you mean its subdirectory model/?" in message
+def test_the_directory_of_a_run_stands_for_its_model(run, shapes, tmp_path):
+    for name, model in (("run", run), ("model", run / "model")):
+        arguments = [str(shapes / "val"), "--model", str(model), "--threshold", "0", "--output", str(tmp_path / name)]
+        assert _exit_code(["predict", *arguments]) == 0
+    assert (tmp_path / "run/predictions.json").read_text() == (tmp_path / "model/predictions.json").read_text()
+
+
+def test_directories_are_searched_for_images(run, shapes, tmp_path):
+    """In subdirectories too, but without hidden files and without drawings of a prediction before."""
+    images = tmp_path / "images"
+    for name in ("a.png", "deep/er/b.PNG", ".hidden/c.png", "._d.png", "notes.txt"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(shapes / "val/000000.png", images / name)
+    with Image.open(images / "a.png") as image:
+        image.save(images / "deep/e.avif")
+    for _ in range(2):
+        arguments = ["predict", str(images), "--model", str(run), "--output", str(images / "drawn")]
+        assert _exit_code(arguments) == 0
+        records = json.loads((images / "drawn/predictions.json").read_text())
+        found = [str(Path(record["file"]).relative_to(images)) for record in records]
+        assert found == ["a.png", "deep/e.avif", "deep/er/b.PNG"]
+
+
+def test_the_output_directory_may_contain_the_images(run, shapes, tmp_path):
+    shutil.copy(shapes / "val/000000.png", tmp_path / "a.png")
+    assert _exit_code(["predict", str(tmp_path), "--model", str(run), "--output", str(tmp_path)]) == 0
+    assert len(json.loads((tmp_path / "predictions.json").read_text())) == 1
 
 
 def test_missing_model(tmp_path, capsys):
@@ -266,3 +294,82 @@ def test_more_objects_than_queries_are_told_by_train_and_check_data(shapes, tmp_
     arguments = ["train", *_data(shapes), *MODEL, "--model.num_queries", "1", "--output", str(tmp_path / "run")]
     assert _exit_code(arguments) == 0
     assert "model.num_queries is too small: " in capsys.readouterr().out
+
+
+def test_the_package_runs_as_the_command():
+    output = subprocess.run(
+        [sys.executable, "-m", "detr_fast", "--version"], capture_output=True, text=True, check=True
+    )
+    assert output.stdout == f"detr-fast {detr_fast.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "detr-fast: "),
+        (["trian"], "detr-fast: "),
+        (["train", "--optim.lr", "abc"], "detr-fast train: "),
+        (["train", "--config", "nowhere.yaml"], "detr-fast train: "),
+        (["predict", "a.png"], "detr-fast predict: "),
+        (["eval", "--device", "tpu"], "detr-fast eval: "),
+    ],
+)
+def test_an_error_is_one_line(arguments, message, capsys):
+    assert _exit_code(arguments) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith(message)
+    assert output.err.endswith(" --help)\n")
+    assert output.err.count("\n") == 1
+    assert not output.out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_asked_for_is_required(run, shapes, tmp_path, capsys):
+    data = ["--images", str(shapes / "val"), "--annotations", str(shapes / "annotations/instances_val.json")]
+    train = ["train", *_data(shapes), *MODEL, "--output", str(tmp_path / "other")]
+    predict = ["predict", str(shapes / "val"), "--model", str(run), "--output", str(tmp_path / "out")]
+    for command in (train, ["eval", "--model", str(run), *data], predict):
+        assert "device: there is no GPU" in _error([*command, "--device", "cuda"], capsys)
+    assert not (tmp_path / "out").exists()
+    assert _exit_code([*predict, "--device", "cpu"]) == 0
+
+
+def test_the_demo_accepts_resume(monkeypatch, tmp_path):
+    runs = []
+    monkeypatch.setattr(cli, "_run", lambda config, resume: runs.append((config.output, resume)))
+    monkeypatch.setattr(cli, "DEMO_IMAGES", {"num_train": 2, "num_val": 2})
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["demo"], ["demo", "--resume"]):
+        assert _exit_code(arguments) == 0
+    assert runs == [("runs/demo", True)] * 2
+
+
+def test_a_metric_without_ground_truth_is_a_dash(run, shapes, tmp_path, capsys):
+    content = json.loads((shapes / "annotations/instances_val.json").read_text())
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 3]
+    annotations = tmp_path / "val.json"
+    annotations.write_text(json.dumps(content))
+    arguments = ["--images", str(shapes / "val"), "--annotations", str(annotations), "--output", str(tmp_path / "m")]
+    assert _exit_code(["eval", "--model", str(run), *arguments]) == 0
+    output = capsys.readouterr().out
+    assert "AP of triangle: –\n" in output
+    assert "AP_large –\n" in output
+    assert "-1" not in output
+    assert json.loads((tmp_path / "m").read_text())["AP_large"] == -1
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_the_shell_completes_commands_and_options(tmp_path):
+    pytest.importorskip("shtab")
+    command = [sys.executable, "-m", "detr_fast", "--print_completion", "shtab-bash"]
+    script = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for line, expected in (
+        ("detr-fast pre", "predict"),
+        ("detr-fast predict --thr", "--threshold"),
+        ("detr-fast eval --device cu", "cuda"),
+        ("detr-fast train --optim.back", "--optim.backbone_lr"),
+    ):
+        complete = f"COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _shtab_detr_fast"
+        code = f'{script}\n{complete}; echo "${{COMPREPLY[@]}}"'
+        answer = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False)
+        assert answer.stdout.split() == [expected], (line, answer.stderr)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+
+from detr_fast.extras import EXTRAS
+
+ROOT = Path(__file__).parents[1]
 
 HEAVY = ("accelerate", "hotcoco", "huggingface_hub", "matplotlib", "tensorboard", "torch", "triton")
 # Runs the code of its second argument while the import of the modules in its first one fails.
@@ -69,3 +76,43 @@ def test_every_exported_name_exists(package):
         assert getattr(module, name) is not None
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'no_such_name'"):
         _ = module.no_such_name
+
+
+# Makes the packages of the extra unavailable, as in an installation without it.
+WITHOUT_EXTRA = """
+import sys
+from detr_fast.extras import EXTRAS
+sys.modules.update(dict.fromkeys(EXTRAS["train"]))
+"""
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from detr_fast import DETR",
+        "from detr_fast.models import postprocess",
+        "import detr_fast.data",
+        "from detr_fast.training import Trainer",
+        "from detr_fast.cli import main; main(['train'])",
+    ],
+)
+def test_an_import_without_the_extra_names_it(statement):
+    process = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRA + statement], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 1
+    last = process.stderr.splitlines()[-1]
+    assert last.endswith(" is missing; install the extra: pip install 'detr_fast[train]'")
+
+
+def test_transformers_are_accelerated_without_the_extra():
+    pytest.importorskip("transformers")
+    run_without((), WITHOUT_EXTRA + "import detr_fast.integrations.huggingface")
+
+
+def test_every_package_of_an_extra_is_known():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    modules = {"pillow": "PIL", "pyyaml": "yaml"}
+    for extra, known in EXTRAS.items():
+        packages = [re.match(r"[\w-]+", requirement)[0] for requirement in extras[extra]]
+        assert {modules.get(package, package) for package in packages} - {"detr_fast"} == set(known)

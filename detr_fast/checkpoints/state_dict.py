@@ -68,14 +68,19 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 def save_state_dict(state_dict: Mapping[str, Tensor], path: str | Path) -> None:
     """Write a .safetensors file with a SHA-256 checksum of its tensors, which :func:`read_state_dict` verifies.
 
-    The checksum is an entry of the file's metadata, which other readers of the format ignore.
+    The checksum is an entry of the file's metadata, which other readers of the format ignore. The permissions are those
+    of the file that is replaced, or those that the umask leaves to a new one.
 
     Args:
         state_dict: Tensors by parameter name.
         path: The file.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    path = Path(path)
+    path.touch()  # with the permissions of the user's other files, which the writer of the format would restrict
+    permissions = path.stat().st_mode
     save_file(tensors, path, metadata={"format": "pt", _CHECKSUM: _digest(tensors)})
+    path.chmod(permissions)
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,9 @@
 """Data sets in COCO format: reading, validation, augmentation, batching, and a generated data set of shapes."""
 
-from detr_fast.data.annotations import Category
+from detr_fast.extras import explaining_missing
+
+with explaining_missing("detr_fast.data"):  # PIL, which the other modules import too
+    from detr_fast.data.annotations import Category
 from detr_fast.data.batch import Batch, PackedBatch, collate
 from detr_fast.data.check import check_dataset
 from detr_fast.data.coco import CocoDetection, Sample

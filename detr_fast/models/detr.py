@@ -34,6 +34,37 @@ _HUB_ARGUMENTS = (
     "token",
 )  # the arguments of hf_hub_download in the supported versions of huggingface_hub
 
+# The README.md that save_pretrained writes, which states nothing that only the owner of the model knows.
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+# DETR
+
+A [DETR](https://arxiv.org/abs/2005.12872) object detector, saved by the Python package `detr_fast`:
+
+```python
+from detr_fast import DETR
+
+model = DETR.from_pretrained("this directory, or the id of this repository")
+detections = model.predict("image.jpg", threshold=0.5)
+```
+
+The following sections are for the owner of the model to fill in.
+
+## Training data
+
+Which images and annotations the model was trained on, and which classes it detects.
+
+## Evaluation
+
+Average precision, and the data set on which it was measured.
+
+## License
+
+The terms under which others may use the model; none are assumed.
+"""
+
 
 class DETROutput(NamedTuple):
     """The predictions of all L decoder layers; those of the last layer are the output of the model.
@@ -80,6 +111,7 @@ class DETR(
     PyTorchModelHubMixin,
     library_name="detr_fast",
     pipeline_tag="object-detection",
+    model_card_template=MODEL_CARD,
 ):
     """The DETR object detector, initialized with random weights.
 
@@ -223,7 +255,7 @@ class DETR(
 
     def predict(
         self, images: ImageInput | Sequence[ImageInput], *, threshold: float = 0.5, batch_size: int = 4
-    ) -> list[dict[str, Tensor]]:
+    ) -> list[dict[str, Any]]:
         """Detect objects in images of any size, in evaluation mode.
 
         Args:
@@ -235,14 +267,15 @@ class DETR(
                 one, so that no image is padded, and none changes the detections in another.
 
         Returns:
-            For each image a dictionary on the CPU with ``scores`` float [n] in descending order, ``labels`` int64 [n],
-            and ``boxes`` float [n,4], xyxy in pixels of the given (upright) image and clipped to it.
+            For each image a dictionary with ``scores`` float [n] in descending order, ``labels`` int64 [n], and
+            ``boxes`` float [n,4], xyxy in pixels of the given (upright) image and clipped to it, all on the CPU; and
+            ``names``, a list of the n names of the classes. The name of a label without a category is its number.
 
         Raises:
             ImageError: An image cannot be read, or its dtype, shape or range is not supported.
             ValueError: ``threshold`` or ``batch_size`` is out of range, or the outputs are not finite.
         """
-        return predict(
+        detections: list[dict[str, Any]] = predict(
             self,
             images,
             image_size=self.image_size,
@@ -250,15 +283,19 @@ class DETR(
             threshold=threshold,
             batch_size=batch_size,
         )
+        names = {label: category["name"] for label, category in enumerate(self.categories or ())}
+        for found in detections:
+            found["names"] = [names.get(label, str(label)) for label in found["labels"].tolist()]
+        return detections
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> DETR:
         """Load a saved model in evaluation mode, from this library or from transformers.
 
         Args:
-            pretrained_model_name_or_path: A directory written by ``save_pretrained``, the id of a repository on the
-                Hugging Face Hub, or a file of weights as for :func:`detr_resnet50`. A file of weights does not contain
-                the number of heads; it is 8 unless ``num_heads`` is given.
+            pretrained_model_name_or_path: A directory written by ``save_pretrained``, the output directory of a run,
+                the id of a repository on the Hugging Face Hub, or a file of weights as for :func:`detr_resnet50`. A
+                file of weights does not contain the number of heads; it is 8 unless ``num_heads`` is given.
             **kwargs: Arguments of :class:`DETR`, which take precedence over the saved ones, and arguments of
                 huggingface_hub (``revision``, ``cache_dir``, ...). If ``num_classes`` differs from the saved number,
                 all weights but those of the class head are loaded, a warning is logged, and the saved categories are
@@ -285,9 +322,10 @@ class _Files(NamedTuple):
 
 
 def _local_files(directory: Path) -> _Files:
+    if not (directory / _CONFIG).exists() and (directory / "model" / _CONFIG).exists():
+        directory = directory / "model"  # of the output directory of a run
     if not (directory / _CONFIG).exists():
-        hint = "; did you mean its subdirectory model/?" if (directory / "model" / _CONFIG).exists() else ""
-        raise CheckpointError(f"{directory}: there is no config.json, which describes the model{hint}")
+        raise CheckpointError(f"{directory}: there is no config.json, which describes the model")
     weights = [directory / name for name in _WEIGHTS]
     return _Files(directory / _CONFIG, next((path for path in weights if path.exists()), weights[0]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ def predict(
     max_image_size: int | None,
     threshold: float = 0.5,
     batch_size: int = 4,
-) -> list[dict[str, Tensor]]:
+) -> list[dict[str, Any]]:
     """Detect objects in evaluation mode; the model's mode is restored afterwards.
 
     Args:
@@ -53,7 +53,7 @@ def predict(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     inputs = [images] if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor) else list(images)
-    detections = []
+    detections: list[dict[str, Any]] = []
     with _evaluating(model), torch.inference_mode():
         for start in range(0, len(inputs), batch_size):
             batch = [_to_pil(x, index) for index, x in enumerate(inputs[start : start + batch_size], start)]

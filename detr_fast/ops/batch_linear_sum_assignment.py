@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detr_fast.ops.cost_limit import extend_batch
 from detr_fast.ops.dispatch import environment_key, from_environment, register_op
 from detr_fast.ops.integers import as_integer
 from detr_fast.ops.linear_sum_assignment import as_array, solve
-from detr_fast.ops.targets import Targets
+from detr_fast.ops.targets import Targets, offsets_of
 from detr_fast.ops.tracing import is_tracing
 
 THREADS = "DETR_FAST_NUM_THREADS"
@@ -47,6 +48,7 @@ def batch_linear_sum_assignment(
     num_threads: int | None = ...,
     on_error: str = ...,
     return_duals: Literal[False] = ...,
+    cost_limit: float | None = ...,
     backend: str | None = ...,
 ) -> Tensor: ...
 @overload
@@ -58,6 +60,7 @@ def batch_linear_sum_assignment(
     num_threads: int | None = ...,
     on_error: str = ...,
     return_duals: Literal[True],
+    cost_limit: float | None = ...,
     backend: str | None = ...,
 ) -> Assignment: ...
 def batch_linear_sum_assignment(
@@ -68,6 +71,7 @@ def batch_linear_sum_assignment(
     num_threads: int | None = None,
     on_error: str = "raise",
     return_duals: bool = False,
+    cost_limit: float | None = None,
     backend: str | None = None,
 ) -> Tensor | Assignment:
     """Match every image's targets to its queries, for all layers in one call.
@@ -83,16 +87,21 @@ def batch_linear_sum_assignment(
         on_error: ``"raise"``, or ``"mark"``: a problem that cannot be solved has -1 for all its targets, and the
             others are solved.
         return_duals: whether to return the duals as well.
+        cost_limit: the cost of leaving a target unassigned, rounded to float32 where the costs are of 16 or 32 bits.
+            The total of the matched pairs and of ``cost_limit`` for each other target is then minimized, as if each
+            target had a further query of its own at this cost: no pair dearer than the limit is matched, and +inf may
+            forbid all pairs of a target. None: as many targets as possible are matched, whatever they cost.
         backend: a backend by name, or None for the fastest.
 
     Returns:
         int64 [L,T], or [L,G,T] with more than one group, on the device of ``cost``: the query of each target,
-        counted over all of Q; -1 where there are more targets than queries. The indices are those that SciPy
-        returns for each image's [Q,T] matrix, ties included. With ``return_duals`` an :class:`Assignment`.
+        counted over all of Q; -1 where a target is unassigned, since there are more targets than queries or by
+        ``cost_limit``. The indices are those that SciPy returns for each image's [Q,T] matrix, ties included, or with
+        ``cost_limit`` for its [Q+T,T] matrix. With ``return_duals`` an :class:`Assignment`.
 
     Raises:
         ValueError: shapes do not fit together, or a cost is NaN or -inf, or +inf leaves no assignment; the message
-            names layer, image and target.
+            names layer, image and target. Or ``cost_limit`` is not finite.
         TypeError: the costs are complex, or a size, ``groups`` or ``num_threads`` is no integer.
         BackendError: the backend asked for cannot run here.
     """
@@ -106,8 +115,15 @@ def batch_linear_sum_assignment(
     num_threads = as_integer("num_threads", num_threads)
     if not 1 <= num_threads < 2**31:
         raise ValueError(f"num_threads must be at least 1 and below 2**31, got {num_threads}")
+    cost = cost.detach()
+    limited = None
+    if cost_limit is not None:
+        if offsets is None:
+            offsets = offsets_of(sizes, cost.device)
+        limited = extend_batch(cost, offsets, max_targets, groups, cost_limit)
+        cost = limited.cost
     index, *duals = _batch_linear_sum_assignment(
-        cost.detach(),
+        cost,
         sizes,
         offsets,
         max_targets,
@@ -119,6 +135,10 @@ def batch_linear_sum_assignment(
         feature="duals" if return_duals else None,
         work=Work(cost.shape[0] * groups * num_images, max_targets, cost.shape[2] // groups),
     )
+    if limited is not None:
+        index, unassigned = limited.restore_index(index)
+        if return_duals:
+            duals[:] = limited.restore_duals(duals[0], duals[1], unassigned)
     index = index if groups > 1 else index[:, 0]
     if not return_duals:
         return index

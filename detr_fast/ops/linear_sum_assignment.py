@@ -8,26 +8,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detr_fast.ops.cost_limit import as_limit, extend_matrix
 from detr_fast.ops.dispatch import register_op
 
 
-def linear_sum_assignment(cost_matrix: Any, maximize: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def linear_sum_assignment(
+    cost_matrix: Any, maximize: bool = False, *, cost_limit: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Solve the linear sum assignment problem, with the contract and the answers of SciPy's function.
 
     Args:
         cost_matrix: anything two-dimensional [N,M] that converts safely to float64: an array, nested lists, a
             tensor. +inf forbids a pair (-inf with ``maximize``).
         maximize: whether to maximize the sum instead of minimizing it.
+        cost_limit: the cost of leaving a row unassigned, with ``maximize`` its value, rounded to float32 where the
+            matrix is. The total of the assigned pairs and of ``cost_limit`` for each other row is then minimized, as
+            if each row had a further column of its own at this cost: no pair dearer than the limit is assigned, and
+            each assignment is feasible. None: as many pairs as possible are assigned, whatever they cost.
 
     Returns:
-        Row indices in ascending order and the column assigned to each: two int64 arrays [min(N,M)]. Among
-        equally good assignments it is the one that SciPy returns.
+        Row indices in ascending order and the column assigned to each: two int64 arrays [min(N,M)], or of as many
+        elements as rows are assigned with ``cost_limit``. Among equally good assignments it is the one that SciPy
+        returns, with ``cost_limit`` for the matrix [N,M+N] that has the further columns.
 
     Raises:
-        ValueError: the matrix is not two-dimensional, contains NaN or -inf, or has no feasible assignment.
+        ValueError: the matrix is not two-dimensional, contains NaN or -inf, or has no feasible assignment; or
+            ``cost_limit`` is not finite.
         TypeError: the entries are strings, objects, complex numbers or others that are no real numbers.
     """
-    return _linear_sum_assignment(cost_matrix, maximize)
+    if cost_limit is None:
+        return _linear_sum_assignment(cost_matrix, maximize)
+    cost = as_float_matrix(cost_matrix)
+    limit = as_limit(cost_limit, single=cost.dtype == np.float32)
+    extended = extend_matrix(cost, limit, -np.inf if maximize else np.inf)
+    row, col = _linear_sum_assignment(extended, maximize)
+    assigned = col < cost.shape[1]
+    return row[assigned], col[assigned]
 
 
 def as_array(cost: Tensor) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.batch_linear_sum_assignment import as_sizes, check_sizes
+from detr_fast.ops.cost_limit import as_limit, extend_matrix, is_single
 from detr_fast.ops.linear_sum_assignment import as_array
 from detr_fast.ops.targets import Targets
 
@@ -40,6 +41,8 @@ def verify_assignment(
     u: Tensor,
     v: Tensor,
     targets_or_sizes: Targets | Sequence[int] | None = None,
+    *,
+    cost_limit: float | None = None,
 ) -> AssignmentProof:
     """Prove that assignments are optimal, in O(TQ) and on the CPU.
 
@@ -62,9 +65,11 @@ def verify_assignment(
             return_duals=True)`` returns them.
         v: [L,B,Q], or [Q]: the duals of the queries.
         targets_or_sizes: the targets, or the number of targets of each image. Not needed for one problem.
+        cost_limit: that of the assignment. It is then proved optimal among all assignments of any number of targets,
+            where each unassigned target costs the limit.
 
     Raises:
-        ValueError: shapes do not fit together.
+        ValueError: shapes do not fit together, or ``cost_limit`` is not finite.
     """
     if cost.dim() == 2:
         cost, index, u, v = cost[None], index[None], u[None], v[None, None]
@@ -80,6 +85,7 @@ def verify_assignment(
             f"got {list(index.shape)}, {list(u.shape)} and {list(v.shape)}"
         )
     arrays = [as_array(x).astype(np.float64) for x in (cost, u, v)]
+    limit = None if cost_limit is None else as_limit(cost_limit, single=is_single(cost.dtype))
     numbers = np.zeros((3, layers, groups, images))
     optimal = np.zeros((layers, groups, images), dtype=bool)
     for layer, group, image in np.ndindex(optimal.shape):
@@ -87,10 +93,12 @@ def verify_assignment(
         own = slice(group * queries, (group + 1) * queries)
         problem = _Problem(
             arrays[0][layer, targets, own],
-            as_array(index[layer, group, targets]) - own.start * (as_array(index[layer, group, targets]) >= 0),
+            _within(as_array(index[layer, group, targets]), own),
             arrays[1][layer, group, targets],
             arrays[2][layer, image, own],
         )
+        if limit is not None:
+            problem = _extended(problem, limit)
         *numbers[:, layer, group, image], optimal[layer, group, image] = _prove(problem)
     proof = [torch.from_numpy(x if grouped else x[:, 0]) for x in (*numbers, optimal)]
     return AssignmentProof(*proof)
@@ -103,6 +111,22 @@ class _Problem(NamedTuple):
     col_of_row: np.ndarray  # int64 [N], -1 for none
     row_dual: np.ndarray  # float64 [N]
     col_dual: np.ndarray  # float64 [M]
+
+
+def _within(index: np.ndarray, own: slice) -> np.ndarray:
+    """Return the queries of targets within their group, -1 for none, -2 for one of another group."""
+    return np.where(index < 0, index, np.where((index < own.start) | (index >= own.stop), -2, index - own.start))
+
+
+def _extended(problem: _Problem, limit: float) -> _Problem:
+    """Return the problem in which each row has a column of its own, which an unassigned row is assigned."""
+    num_rows, num_cols = problem.cost.shape
+    return _Problem(
+        extend_matrix(problem.cost, limit),
+        np.where(problem.col_of_row == -1, num_cols + np.arange(num_rows), problem.col_of_row),
+        problem.row_dual,
+        np.concatenate((problem.col_dual, np.zeros(num_rows))),
+    )
 
 
 def _prove(problem: _Problem) -> tuple[float, float, float, bool]:

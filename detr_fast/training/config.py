@@ -155,7 +155,7 @@ class TrainConfig:
         epochs: number of passes over the training images.
         seed: seed of the initial weights, the order of the images, the augmentation and dropout.
         mixed_precision: precision in which Accelerate runs the model.
-        device: auto uses a GPU if there is one.
+        device: auto uses a GPU if there is one, and cuda requires one.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         checkpoint_every: epochs between checkpoints that are kept; 0 keeps only the last and the best.
         checkpoint_steps: optimizer steps after which the last checkpoint is written within an epoch; 0 writes it
@@ -175,7 +175,7 @@ class TrainConfig:
     epochs: int = 300
     seed: int = 42
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    device: Literal["auto", "cpu"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     eval_every: int = 1
     checkpoint_every: int = 100
     checkpoint_steps: int = 0

@@ -7,7 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -191,6 +191,7 @@ def evaluate_model(
     batch_size: int = 2,
     num_workers: int = 2,
     mixed_precision: str = "no",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     orientation: Orientation = "upright",
 ) -> dict[str, Any]:
     """Evaluate a saved model on COCO-format data, on all ranks of the launch.
@@ -203,6 +204,7 @@ def evaluate_model(
         batch_size: Images per batch on each rank.
         num_workers: Processes that load images on each rank.
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
+        device: ``"auto"`` uses a GPU if there is one.
         orientation: As for :class:`~detr_fast.data.CocoDetection`.
 
     Returns:
@@ -211,9 +213,9 @@ def evaluate_model(
     Raises:
         CheckpointError: The model cannot be loaded.
         DataError: The data set cannot be used.
-        ConfigError: The device does not support the precision, or the launched processes are no ranks.
+        ConfigError: There is no such device, it does not support the precision, or the launched processes are no ranks.
     """
-    accelerator = build_accelerator(mixed_precision=mixed_precision)
+    accelerator = build_accelerator(mixed_precision=mixed_precision, device=device)
     detector = DETR.from_pretrained(model).to(accelerator.device)
     categories = None if detector.categories is None else [Category(c["id"], c["name"]) for c in detector.categories]
     dataset, loader = build_eval_data(

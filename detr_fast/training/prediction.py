@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from detr_fast.drawing import draw_boxes
 from detr_fast.images import ImageError, read_image
 from detr_fast.models import DETR
 from detr_fast.training.files import write_atomically
+from detr_fast.training.ranks import check_device
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def predict_files(
-    model: str | Path, images: Sequence[str | Path], output: Path, *, threshold: float = 0.5
+    model: str | Path,
+    images: Sequence[str | Path],
+    output: Path,
+    *,
+    threshold: float = 0.5,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> list[str]:
     """Detect objects in image files, and write drawings and predictions.json.
 
@@ -30,22 +35,27 @@ def predict_files(
 
     Args:
         model: A directory written by ``save_pretrained``, or the id of a repository on the Hugging Face Hub.
-        images: Image files, and directories of images.
+        images: Image files, and directories. Of a directory all images are taken, in subdirectories too, without
+            hidden files and without those in ``output``.
         output: Directory for the drawings and the JSON file.
         threshold: Minimum score of the detections.
+        device: ``"auto"`` uses a GPU if there is one.
 
     Returns:
         A message for each image that could not be read; they are skipped.
 
     Raises:
         CheckpointError: The model cannot be loaded.
+        ConfigError: There is no GPU, and ``device`` is ``"cuda"``.
         FileNotFoundError: A file or directory does not exist, or a directory contains no image.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(device)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     detector = DETR.from_pretrained(model).to(device)
     output.mkdir(parents=True, exist_ok=True)
     records, failures = [], []
-    for number, path in enumerate(tqdm(list(_expand(images)), unit="image")):
+    for number, path in enumerate(tqdm(list(_expand(images, output)), unit="image")):
         try:
             image = read_image(path)
         except ImageError as error:
@@ -65,7 +75,7 @@ def _predict(model: DETR, path: Path, image: Image.Image, drawing: Path, thresho
     return {"file": str(path), "drawing": drawing.name, "detections": list(_detections(model, found))}
 
 
-def _detections(model: DETR, found: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+def _detections(model: DETR, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     categories = model.categories or []
     for score, label, box in zip(*(found[key].tolist() for key in ("scores", "labels", "boxes")), strict=True):
         category = {}
@@ -74,14 +84,24 @@ def _detections(model: DETR, found: dict[str, Tensor]) -> Iterator[dict[str, Any
         yield {"label": label, **category, "score": score, "box": box}
 
 
-def _expand(images: Sequence[str | Path]) -> Iterator[Path]:
+def _expand(images: Sequence[str | Path], output: Path) -> Iterator[Path]:
     for path in map(Path, images):
         if not path.is_dir():
             if not path.exists():
                 raise FileNotFoundError(f"there is no file or directory {path}")
             yield path
             continue
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        found = sorted(file for file in path.rglob("*") if _is_image(file, path, output))
         if not found:
             raise FileNotFoundError(f"{path} contains no image ({', '.join(sorted(SUFFIXES))})")
         yield from found
+
+
+def _is_image(file: Path, directory: Path, output: Path) -> bool:
+    """Return whether a file in a directory is an image to predict, and not a hidden file or an earlier drawing."""
+    if file.suffix.lower() not in SUFFIXES or not file.is_file():
+        return False
+    if any(part.startswith(".") for part in file.relative_to(directory).parts):
+        return False
+    drawings = output.resolve()
+    return directory.resolve() not in drawings.parents or drawings not in file.resolve().parents

@@ -15,20 +15,27 @@ from detr_fast.training.config import ConfigError
 _WORLD_SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and MPI
 
 
-def build_accelerator(*, mixed_precision: str, cpu: bool = False) -> Accelerator:
+def check_device(device: str) -> None:
+    """Raise ConfigError if the device ``"cuda"`` is asked for and there is no GPU."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: there is no GPU that PyTorch can use; choose auto or cpu")
+
+
+def build_accelerator(*, mixed_precision: str, device: str = "auto") -> Accelerator:
     """Build the accelerator, with one rank for each process of the launch.
 
     Args:
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
-        cpu: Whether to use the CPU even if there is a GPU.
+        device: ``"auto"`` for a GPU if there is one, ``"cpu"`` or ``"cuda"``.
 
     Raises:
-        ConfigError: The device does not support the precision, or Accelerate runs another number of ranks than
-            processes were launched.
+        ConfigError: There is no such device, or it does not support the precision, or Accelerate runs another number of
+            ranks than processes were launched.
     """
+    check_device(device)
     launched = next((int(os.environ[name]) for name in _WORLD_SIZE if os.environ.get(name, "").isdecimal()), 1)
     # Without an accelerator, Accelerate makes ranks of the processes only if the CPU is asked for.
-    cpu = cpu or (launched > 1 and not torch.accelerator.is_available())
+    cpu = device == "cpu" or (launched > 1 and not torch.accelerator.is_available())
     try:
         accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
     except ValueError as error:

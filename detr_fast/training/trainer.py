@@ -20,6 +20,7 @@ from tqdm import tqdm
 from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.criterion import SetCriterion
 from detr_fast.data import Batch, Resize
+from detr_fast.text import format_metric
 from detr_fast.training.config import ConfigError, TrainConfig, as_plain_data
 from detr_fast.training.evaluation import EvaluationStopped, evaluate
 from detr_fast.training.files import OutputLock, write_atomically
@@ -58,7 +59,7 @@ class Trainer:
         self.config = config
         self.output = Path(config.output)
         check_model(config.model)
-        self.accelerator = build_accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
+        self.accelerator = build_accelerator(mixed_precision=config.mixed_precision, device=config.device)
         self._lock = self._lock_output()
         saved = self._saved_state(resume)
         self.data = build_train_data(config.data, self.accelerator, seed=config.seed)
@@ -205,7 +206,8 @@ class Trainer:
             progress.best_ap = metrics["AP"]
             self._save(BEST)
         if self.accelerator.is_main_process:
-            self._say(f"epoch {progress.epoch + 1}: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}")
+            scores = ", ".join(f"{name} {format_metric(metrics[name])}" for name in ("AP", "AP50"))
+            self._say(f"epoch {progress.epoch + 1}: {scores}")
             log.write("eval", progress.step, {"epoch": progress.epoch, **metrics})
             try:
                 self._write_results(metrics, best=best)

@@ -5,10 +5,12 @@ import json
 import logging
 import os
 import pickle
+import stat
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
 from detr_fast import DETR, detr_resnet18
@@ -263,3 +265,27 @@ def test_a_checksum_is_written_and_files_without_one_are_read(tmp_path, state_di
     for name in ("with", "without"):
         found = read_state_dict(tmp_path / f"{name}.safetensors")
         assert all(torch.equal(found[key], value) for key, value in state_dict.items())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_saved_weights_have_the_permissions_that_the_umask_leaves(tmp_path, umask, small_detr):
+    before = os.umask(umask)
+    try:
+        small_detr().save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    for file in (tmp_path / "model").iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~umask, file.name
+    weights = tmp_path / "model/model.safetensors"
+    weights.chmod(0o640)
+    save_state_dict({"a": torch.zeros(1)}, weights)
+    assert stat.S_IMODE(weights.stat().st_mode) == 0o640
+
+
+def test_the_model_card_leaves_the_license_to_the_owner(tmp_path, small_detr):
+    small_detr().save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.license is None
+    assert (card.data.library_name, card.data.pipeline_tag) == ("detr_fast", "object-detection")
+    assert {"## Training data", "## Evaluation", "## License"} <= set(card.text.splitlines())
+    assert "More Information Needed" not in card.text

@@ -197,3 +197,14 @@ def test_nothing_to_assign(solve):
 def test_too_large_names_the_way_out(solve):
     with pytest.raises(ValueError, match='pass backend="cpp"'):
         solve(torch.zeros(1, 1, LARGEST_PROBLEM + 1), [1])
+
+
+def test_a_limit_of_the_costs(device):
+    cost = torch.rand(2, 8, 12, generator=torch.Generator().manual_seed(0))
+    cost[1, 5] = torch.inf  # has no candidate
+    for groups in (1, 2):
+        options = {"groups": groups, "cost_limit": 0.15}
+        expected = ops.batch_linear_sum_assignment(cost, [5, 0, 3], backend="scipy", **options)
+        found = ops.batch_linear_sum_assignment(cost.to(device), [5, 0, 3], backend="triton", **options)
+        assert torch.equal(found.cpu(), expected)
+        assert ((found == -1).any(), (found >= 0).any()) == (True, True)

@@ -25,8 +25,9 @@ def make_image(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
 
 
 def assert_same(found, expected, tolerance=0.0):
-    assert found.keys() == expected.keys() == {"scores", "labels", "boxes"}
-    for name in found:
+    assert found.keys() == expected.keys() == {"scores", "labels", "boxes", "names"}
+    assert found["names"] == expected["names"]
+    for name in ("scores", "labels", "boxes"):
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=tolerance)
 
 
@@ -88,6 +89,18 @@ def test_only_scores_from_the_threshold_on(model):
     assert_same(found, {name: values[:3] for name, values in everything.items()})
     nothing = model.predict(make_image(), threshold=1)[0]
     assert (nothing["scores"].shape, nothing["labels"].shape, nothing["boxes"].shape) == ((0,), (0,), (0, 4))
+
+
+def test_classes_are_named(small_detr):
+    torch.manual_seed(0)
+    model = small_detr(categories=[{"id": 5, "name": "cat"}, {"id": 9, "name": "Straße"}])
+    nn.init.normal_(model.query_embed.weight, std=5)
+    nn.init.normal_(model.class_embed.weight, std=1)
+    found = model.predict([make_image(seed=seed) for seed in range(4)], threshold=0)
+    labels = torch.cat([image["labels"] for image in found]).tolist()
+    assert len(set(labels)) > 1
+    names = ["cat", "Straße", "2"]  # the last class has no category
+    assert [name for image in found for name in image["names"]] == [names[label] for label in labels]
 
 
 def test_no_images_no_results(model):

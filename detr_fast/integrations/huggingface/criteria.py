@@ -6,6 +6,7 @@ losses that it returns. Only the computation of the criterion is replaced.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,8 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
-from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from detr_fast import ops
@@ -65,6 +64,11 @@ class Family:
 
 def _over_processes(num_boxes: int, device: torch.device) -> float:
     """The divisor of ImageLoss: Accelerate's mean over the processes, divided by their number again."""
+    if "accelerate" not in sys.modules:  # transformers does not need it
+        return float(num_boxes)
+    from accelerate import PartialState
+    from accelerate.utils import reduce
+
     if not PartialState._shared_state or PartialState().num_processes == 1:
         return float(num_boxes)
     return float(reduce(torch.full((1,), float(num_boxes), device=device))) / PartialState().num_processes

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detr_fast.ops.cost_limit import extend_batch
 from detr_fast.ops.targets import offsets_of
 from tests.ops.inputs import Case, CompileCase, Rng, integer
 
@@ -42,6 +43,7 @@ def conformance_cases() -> Iterator[Case]:
     yield Case("padded", _padded)
     yield Case("rounded duals", _rounded_duals)
     yield Case("infeasible and marked", _infeasible)
+    yield Case("with a limit of the costs", _limited)
     for number in range(4):
         yield Case(f"random {number}", _random)
 
@@ -83,6 +85,14 @@ def _infeasible(dtype: torch.dtype, rng: Rng) -> tuple[Any, ...]:
     cost[0, 0, 0] = torch.nan
     cost[1, 3:6, 1:] = torch.inf
     return cost, *rest
+
+
+def _limited(dtype: torch.dtype, rng: Rng) -> tuple[Any, ...]:
+    cost, sizes, _, max_targets, groups, *options = arguments(dtype, rng, 2, [4, 0, 8, 1], 6, 2, "forbidden")
+    cost[0, 2] = torch.inf  # a target that has to stay unassigned
+    offsets = offsets_of(sizes, cost.device)
+    limited = extend_batch(cost, offsets, max_targets, groups, 0.3)
+    return limited.cost.to(dtype), sizes, offsets, max_targets, groups, *options
 
 
 def _random(dtype: torch.dtype, rng: Rng) -> tuple[Any, ...]:
