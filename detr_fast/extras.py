@@ -17,6 +17,7 @@ EXTRAS = {
         "matplotlib",
         "safetensors",
         "shtab",
+        "simplejpeg",
         "tensorboard",
         "tqdm",
         "yaml",
