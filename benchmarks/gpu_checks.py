@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import criterion, sine_position_encoding
+from benchmarks.cases import criterion, normalize_and_pad, sine_position_encoding
 from benchmarks.registry import small_cases
 from detr_fast import raise_faults
 from detr_fast.ops.dispatch import OPS
@@ -82,10 +82,11 @@ def launch_kernels(device: torch.device) -> None:
 
 
 def check_synchronization(device: torch.device) -> Iterator[Check]:
-    """Check that the criterion and the encoding do not synchronize with the device."""
+    """Check that the criterion, the encoding and the images do not synchronize with the device."""
     cases = (
         ("matcher and criterion", criterion.case(device, "detr", 6, 2, 100), "detr_fast"),
         ("sine_position_encoding", sine_position_encoding.case(device, 2, 32, 32), "triton"),
+        ("normalize_and_pad", normalize_and_pad.case(device, 2, 64, 96), "triton"),
     )
     for name, case, implementation in cases:
         name = f"{name}: no synchronization"

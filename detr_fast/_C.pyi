@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _Float = TypeVar("_Float", np.float32, np.float64)
+_Word = TypeVar("_Word", np.int16, np.int32, np.int64)
 
 def instruction_sets() -> list[str]:
     """The instruction sets that this machine has, widest first, as "avx512", "avx2", "portable"."""
@@ -177,3 +178,18 @@ def fused_deformable_attention_backward(
     grad_logits: NDArray[_Float],
 ) -> None:
     """Write the gradients of value, points, offsets and logits; those of the points only where they are wanted."""
+
+def normalize_and_pad(
+    pixels: NDArray[np.uint8],
+    layout: NDArray[np.int64],
+    table: NDArray[_Word],
+    channels_last: bool,
+    num_threads: int,
+    batch: NDArray[_Word],
+    mask: NDArray[np.bool_],
+) -> None:
+    """Write the batch [B,3,H,W], or [B,H,W,3] with channels last, and the mask [B,H,W] of packed images.
+
+    ``layout`` [B,4] has the first byte in pixels [N], height, width and whether mirrored of each image; ``table``
+    [3,256] has the value of each level of a channel, as integers of the size of the numbers.
+    """

@@ -153,11 +153,12 @@ def _run_command(arguments: Sequence[str]) -> int | str | None:
     try:
         parsed = parser.parse_args(_resolve_configs(arguments, parser))
         options = parser.instantiate(parsed)[parsed.subcommand]
-    except (argparse.ArgumentError, ValueError) as error:  # a ValueError where a class refused a value
+    # An integer beyond a float, or a value that a class refused.
+    except (argparse.ArgumentError, OverflowError, ValueError) as error:
         name = "detr-fast" if command is None else f"detr-fast {command}"
         print(f"{name}: {' '.join(str(error).split())} (see {name} --help)", file=sys.stderr)
         return 2
-    from detr_fast.training import USER_ERRORS, Stopped, leave_ranks
+    from detr_fast.training import USER_ERRORS, Stopped
 
     try:
         return COMMANDS[parsed.subcommand](options)
@@ -169,7 +170,15 @@ def _run_command(arguments: Sequence[str]) -> int | str | None:
     except USER_ERRORS as error:
         return f"detr-fast: {error}"
     finally:
-        leave_ranks()
+        _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    """Destroy the process group of the ranks, whose threads may abort a process that ends while they run."""
+    import torch.distributed as dist  # which the errors of detr_fast.training have imported
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _build_parser(complete: Container[str | None]) -> ArgumentParser:

@@ -18,6 +18,7 @@ EXTRAS = {
         "matplotlib",
         "safetensors",
         "shtab",
+        "simplejpeg",
         "tensorboard",
         "tqdm",
         "yaml",

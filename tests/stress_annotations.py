@@ -88,19 +88,19 @@ def run(folder: Path, cases: int, seed: int) -> tuple[Counter[str], list[str]]:
     return counts, failures
 
 
-def mutate(content: Any, rng: random.Random) -> None:
+def mutate(content: Any, rng: random.Random, junk: list[Any] = JUNK) -> None:
     """Remove, replace, or repeat a random entry, at a random depth of nested dictionaries and lists."""
     if not content:
         return
     key = rng.choice(list(content)) if isinstance(content, dict) else rng.randrange(len(content))
     if isinstance(content[key], dict | list) and content[key] and rng.random() < 0.9:
-        mutate(content[key], rng)
+        mutate(content[key], rng, junk)
     elif rng.random() < 0.2:
         del content[key]
     elif isinstance(content, list) and rng.random() < 0.2:
         content.insert(key, copy.deepcopy(content[key]))
     else:
-        content[key] = copy.deepcopy(rng.choice(JUNK))
+        content[key] = copy.deepcopy(rng.choice(junk))
 
 
 def _outcome(folder: Path) -> str:

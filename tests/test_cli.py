@@ -197,6 +197,7 @@ def test_the_configuration_of_mmdetection_3_is_the_preset(monkeypatch):
         ("--eval_every", "0", "eval_every must be at least 1, got 0"),
         ("--optim.lr", ".nan", "optim.lr must be at least 0, got nan"),
         ("--optim.lr", ".inf", "optim.lr must be at least 0, got inf"),
+        ("--optim.lr", f"1{'0' * 400}", "int too large to convert to float"),
         ("--optim.lr", "-1", "optim.lr must be at least 0, got -1"),
         ("--optim.warmup_steps", "-5", "optim.warmup_steps must be at least 0, got -5"),
         ("--optim.ema_decay", "2", "optim.ema_decay must be at least 0 and below 1, got 2"),

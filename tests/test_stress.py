@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 
-from tests import stress_annotations, stress_checkpoints
+import pytest
+
+from tests import stress_annotations, stress_checkpoints, stress_configs
 
 SEED = random.SystemRandom().randrange(2**32)
 
@@ -16,4 +18,10 @@ def test_damaged_checkpoints(tmp_path):
 
 def test_mutants_of_an_annotation_file(tmp_path):
     _, failures = stress_annotations.run(tmp_path, 300, SEED)
+    assert not failures, failures
+
+
+@pytest.mark.slow
+def test_mutants_of_configurations(tmp_path):
+    _, failures = stress_configs.run(tmp_path, 25, SEED)
     assert not failures, failures

@@ -49,5 +49,6 @@ void check_losses(Bytes& bytes);            // match_cost, set_loss and its back
 void check_refusals(Bytes& bytes);          // the same with an index out of range
 
 void check_deformable_attention(Bytes& bytes);  // both ops and their backward, and sizes that do not fit
+void check_images(Bytes& bytes);                // normalize_and_pad, and layouts that do not fit
 
 }  // namespace detr_fast

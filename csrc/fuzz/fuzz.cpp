@@ -17,6 +17,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     case 2: detr_fast::check_losses(bytes); break;
     case 3: detr_fast::check_refusals(bytes); break;
     case 4: detr_fast::check_deformable_attention(bytes); break;
+    case 5: detr_fast::check_images(bytes); break;
     default: detr_fast::check_assignment(bytes);
   }
   return 0;

@@ -261,6 +261,37 @@ def fused_deformable_attention_backward(
     )
 
 
+def normalize_and_pad(
+    pixels: Tensor,  # uint8 [N]
+    layout: Tensor,  # [B,4]
+    height: int,
+    width: int,
+    mean: list[float],
+    std: list[float],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> tuple[Tensor, Tensor]:
+    """Look the values of the 256 levels of each channel up in a table, with as many threads as PyTorch may use."""
+    count, compute = layout.shape[0], torch.float64 if dtype == torch.float64 else torch.float32
+    levels = torch.arange(256, dtype=compute) / 255
+    means, stds = (torch.tensor(numbers, dtype=compute)[:, None] for numbers in (mean, std))
+    table = ((levels - means) / stds).to(dtype)  # [3,256]
+    shape = (count, height, width, 3) if channels_last else (count, 3, height, width)
+    batch = _empty_in_large_pages(torch.empty(shape, dtype=dtype, device="meta"))
+    mask = torch.empty(count, height, width, dtype=torch.bool)
+    word = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    _C.normalize_and_pad(
+        pixels.contiguous().numpy(),
+        layout.contiguous().numpy(),
+        table.view(word).numpy(),
+        channels_last,
+        torch.get_num_threads(),
+        batch.view(word).numpy(),
+        mask.numpy(),
+    )
+    return batch, mask
+
+
 def _contiguous(*tensors: Tensor) -> list[Tensor]:
     """Convert tensors to the widest dtype among them, at least float32, and to contiguous memory."""
     dtype = widest_dtype(*tensors)
@@ -275,13 +306,13 @@ def _empty_output(value: Tensor, points: Tensor) -> Tensor:
 def _empty_in_large_pages(like: Tensor) -> Tensor:
     """Allocate a contiguous tensor through NumPy, which asks Linux for large pages where an array is large.
 
-    PyTorch does not, and most of the time of a backward pass would be spent on page faults. The tensor begins at a
-    cache line, as PyTorch's do.
+    PyTorch does not, and most of the time would be spent on page faults. The tensor begins at a cache line, as
+    PyTorch's do.
     """
-    line = 64
-    memory = torch.from_numpy(np.empty(like.numel() * like.element_size() + line, np.uint8))
-    begin = -memory.data_ptr() % line
-    return memory[begin : begin + memory.numel() - line].view(like.dtype).view(like.shape)
+    line, size = 64, like.numel() * like.element_size()
+    memory = np.empty(size + line, np.uint8)
+    begin = -memory.ctypes.data % line
+    return torch.from_numpy(memory[begin : begin + size]).view(like.dtype).view(like.shape)
 
 
 def _loss_arguments(

@@ -126,7 +126,7 @@ def _check_consistent(implied: Mapping[str, Any], described: Mapping[str, Any], 
                     f"{'says' if source == 'config.json' else 'say'} {arguments[name]!r}"
                 )
     for name in ("num_heads", "norm_between_layers"):  # weights fit networks that differ in them
-        if name in described and given.get(name, described[name]) != described[name]:
+        if name in described and name in given and given[name] != described[name]:
             raise CheckpointError(
                 f"the model was trained with {name}={described[name]!r}, but {given[name]!r} is given"
             )

@@ -4,12 +4,12 @@ from detr_fast.extras import explaining_missing
 
 with explaining_missing("detr_fast.data"):  # PIL, which the other modules import too
     from detr_fast.data.annotations import Category
-from detr_fast.data.batch import Batch, collate
+from detr_fast.data.batch import Batch, PackedBatch, collate
 from detr_fast.data.check import check_dataset
 from detr_fast.data.coco import CocoDetection, Sample
 from detr_fast.data.faults import DataError, Fault, FaultKind, count_faults, describe_counts
 from detr_fast.data.shapes import make_shapes
-from detr_fast.data.transforms import Augmentation, Resize
+from detr_fast.data.transforms import Augmentation, Labeled, Resize
 
 __all__ = [
     "Augmentation",
@@ -19,6 +19,8 @@ __all__ = [
     "DataError",
     "Fault",
     "FaultKind",
+    "Labeled",
+    "PackedBatch",
     "Resize",
     "Sample",
     "check_dataset",

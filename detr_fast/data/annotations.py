@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from detr_fast.data.faults import DataError, Fault, FaultKind
@@ -25,7 +24,7 @@ from detr_fast.data.rules import (
     is_int64,
     stated_size,
 )
-from detr_fast.images import ImageError, decode_image
+from detr_fast.images import Decoded, ImageError, decode_image
 
 Orientation: TypeAlias = Literal["upright", "stored"]
 
@@ -58,7 +57,9 @@ class ImageEntry(NamedTuple):
     path: str
     size: Size | None
 
-    def read(self, orientation: Orientation) -> tuple[Image.Image, list[Fault]]:
+    def read(
+        self, orientation: Orientation, fewest: Callable[[int, int], tuple[int, int]] | None = None
+    ) -> tuple[Decoded, list[Fault]]:
         """Decode the image, turned so that its boxes fit, and return it with the faults of the file.
 
         The boxes of an image with an EXIF orientation are those of the upright image if its stated size is that of the
@@ -66,24 +67,25 @@ class ImageEntry(NamedTuple):
 
         Args:
             orientation: What the boxes refer to where the stated size does not tell.
+            fewest: As in :func:`~detr_fast.images.decode_image`.
 
         Raises:
             ImageError: The image cannot be read.
         """
-        decoded = decode_image(self.path)
-        stored, upright = decoded.image, decoded.upright()
+        stored = decode_image(self.path, fewest)
+        upright = stored.upright()
         faults = []
         fits = [self.size == stored.size, self.size == upright.size]
         is_upright = fits[1] if fits[0] != fits[1] else orientation == "upright"
         image = upright if is_upright else stored
-        if decoded.orientation != 1:
+        if stored.orientation != 1:
             told_by = "the stated size" if fits[0] != fits[1] else f"the setting orientation={orientation}"
             message = "the EXIF orientation is {}; the boxes are taken for the {} image of {} x {}, by {}".format(
-                decoded.orientation, "upright" if is_upright else "stored", *image.size, told_by
+                stored.orientation, "upright" if is_upright else "stored", *image.size, told_by
             )
             faults.append(Fault(FaultKind.TURNED_IMAGE, self.path, self.id, None, message))
-        if decoded.depth in (8, 12):
-            message = f"the values are taken to have {decoded.depth} bits, which represent the largest of them"
+        if stored.depth in (8, 12):
+            message = f"the values are taken to have {stored.depth} bits, which represent the largest of them"
             faults.append(Fault(FaultKind.UNUSUAL_DEPTH, self.path, self.id, None, message))
         if self.size not in (None, image.size):
             message = "the image is {} x {}, the annotation file says {} x {}".format(*image.size, *self.size)

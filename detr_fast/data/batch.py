@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from detr_fast.data.coco import Sample
-from detr_fast.images import pad_images
+from detr_fast.images import MEAN, STD
+from detr_fast.ops.normalize_and_pad import normalize_and_pad
+from detr_fast.ops.packed_images import PackedImages
 from detr_fast.ops.targets import Targets
 
 
@@ -18,7 +20,7 @@ class Batch:
     """A batch of B padded images and their ground truth.
 
     Attributes:
-        images: float32 [B,3,H,W], normalized, zero where padded.
+        images: Floating point [B,3,H,W], normalized, zero where padded.
         mask: Padding mask, bool [B,H,W], True where padded.
         is_padded: Whether any image is padded; known without a synchronization with a device.
         targets: Targets of the B images.
@@ -41,40 +43,67 @@ class Batch:
         """The mask as a model takes it: None if no image is padded."""
         return self.mask if self.is_padded else None
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Return the batch with its tensors on ``device``."""
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=non_blocking),
-            mask=self.mask.to(device, non_blocking=non_blocking),
-            targets=self.targets.to(device, non_blocking=non_blocking),
-        )
 
-    def pin_memory(self) -> Batch:
+@dataclass(frozen=True)
+class PackedBatch:
+    """A batch as a data loader puts it together: its images are neither normalized nor padded yet.
+
+    Attributes:
+        images: The B images.
+        targets: Targets of the B images.
+        image_ids: Ids of the B images in the annotation file.
+        original_sizes: (height, width) of each of the B image files.
+    """
+
+    images: PackedImages
+    targets: Targets
+    image_ids: list[int]
+    original_sizes: list[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def to(
+        self,
+        device: torch.device | str,
+        non_blocking: bool = False,
+        *,
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> Batch:
+        """Copy the batch to ``device``, normalize its images there by :data:`~detr_fast.images.MEAN` and
+        :data:`~detr_fast.images.STD`, and pad them to a common size.
+
+        Args:
+            device: The device.
+            non_blocking: Whether a copy from pinned memory is asynchronous.
+            dtype: Floating point dtype of the images.
+            memory_format: Memory format of the images, ``torch.contiguous_format`` or ``torch.channels_last``.
+        """
+        images, mask = normalize_and_pad(
+            self.images.to(device, non_blocking), mean=MEAN, std=STD, dtype=dtype, memory_format=memory_format
+        )
+        targets = self.targets.to(device, non_blocking=non_blocking)
+        is_padded = len(set(self.images.sizes)) > 1
+        return Batch(images, mask, is_padded, targets, self.image_ids, self.original_sizes)
+
+    def pin_memory(self) -> PackedBatch:
         """Return the batch in pinned host memory."""
-        return replace(
-            self,
-            images=self.images.pin_memory(),
-            mask=self.mask.pin_memory(),
-            targets=self.targets.pin_memory(),
-        )
+        return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
 
 
-def collate(samples: Sequence[Sample | None]) -> Batch:
-    """Pad samples to a common size and pack their targets; the ``collate_fn`` of a DataLoader.
+def collate(samples: Sequence[Sample | None]) -> PackedBatch:
+    """Pack the images and the targets of samples; the ``collate_fn`` of a DataLoader.
 
     Args:
         samples: The samples. None stands for an image that could not be read and is left out.
 
     Returns:
-        The batch; without any sample it has no image (B = H = W = 0).
+        The batch; without any sample it has no image.
     """
     present = [sample for sample in samples if sample is not None]
-    images, mask = pad_images([sample.image for sample in present])
-    return Batch(
-        images=images,
-        mask=mask,
-        is_padded=bool(mask.any()),
+    return PackedBatch(
+        images=PackedImages.from_list([sample.image for sample in present], [sample.flipped for sample in present]),
         targets=Targets.from_list([{"labels": sample.labels, "boxes": sample.boxes} for sample in present]),
         image_ids=[sample.image_id for sample in present],
         original_sizes=[sample.original_size for sample in present],

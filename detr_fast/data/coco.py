@@ -6,19 +6,18 @@ import hashlib
 import os
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from detr_fast.data.annotations import Category, Orientation, read_annotations, read_ground_truth
 from detr_fast.data.faults import DataError, Fault, FaultKind, count_faults, describe_counts
-from detr_fast.data.transforms import Transform, clip_boxes
-from detr_fast.images import ImageError, to_tensor
+from detr_fast.data.transforms import Labeled, Transform, clip_boxes
+from detr_fast.images import ImageError
 
 _IMAGE_FAULTS = (FaultKind.WRONG_IMAGE_SIZE, FaultKind.TURNED_IMAGE, FaultKind.UNUSUAL_DEPTH)
 
@@ -27,27 +26,30 @@ class AnnotatedImage(NamedTuple):
     """A decoded image file with its ground truth.
 
     Attributes:
-        image: The image, RGB.
-        boxes: Boxes of its t objects, float32 [t,4], xyxy in pixels, clipped to the image.
+        image: The pixels, uint8 [h,w,3].
+        boxes: Boxes of its t objects, float32 [t,4], xyxy in pixels of the image, clipped to it.
         labels: Labels of the objects, int64 [t].
         image_id: Id of the image in the annotation file.
+        original_size: (height, width) of the image file.
     """
 
-    image: Image.Image
+    image: Tensor
     boxes: Tensor
     labels: Tensor
     image_id: int
+    original_size: tuple[int, int]
 
 
 class Sample(NamedTuple):
     """A transformed image with its ground truth.
 
     Attributes:
-        image: The image, float32 [3,H,W], normalized.
+        image: The pixels, uint8 [h,w,3].
         labels: Labels of its t objects, int64 [t].
         boxes: Boxes of the objects, float32 [t,4], cxcywh as fractions of the transformed image.
         image_id: Id of the image in the annotation file.
         original_size: (height, width) of the image file.
+        flipped: Whether the image is yet to be mirrored from left to right; the boxes are those of the mirrored image.
     """
 
     image: Tensor
@@ -55,6 +57,7 @@ class Sample(NamedTuple):
     boxes: Tensor
     image_id: int
     original_size: tuple[int, int]
+    flipped: bool = False
 
 
 class CocoDetection(Dataset[Sample | None]):
@@ -191,29 +194,35 @@ class CocoDetection(Dataset[Sample | None]):
         rng = random.Random(f"{self.seed} {int(self._epoch)} {index}")
         attempts = len(self) if self.on_unreadable == "substitute" else 1
         for attempt in range(attempts):
-            loaded = self.load_image((index + attempt) % len(self))
+            loaded = self._load((index + attempt) % len(self), getattr(self.transform, "fewest_pixels", None))
             if loaded is not None:
                 return self._transform(loaded, rng)
         return None
 
     def load_image(self, index: int) -> AnnotatedImage | None:
         """Load an image with its usable boxes, without a transform; None if it is unreadable."""
+        return self._load(index, None)
+
+    def _load(self, index: int, fewest: Callable[[int, int], tuple[int, int]] | None) -> AnnotatedImage | None:
         entry = self._annotations.images[index]
         try:
-            image, faults = entry.read(self.orientation)
+            decoded, faults = entry.read(self.orientation, fewest)
         except ImageError as error:
             self._mark_unreadable(index, entry.unreadable(error))
             return None
         for fault in faults:
             self._mark(index, fault)
+        image, (width, height) = decoded.pixels, decoded.size
         rows = slice(*self._annotations.offsets[index : index + 2])
-        boxes, labels = self._annotations.boxes[rows], self._annotations.labels[rows]
-        return AnnotatedImage(image, *clip_boxes(boxes, labels, image.width, image.height), entry.id)
+        boxes, labels = clip_boxes(self._annotations.boxes[rows], self._annotations.labels[rows], width, height)
+        if image.shape[:2] != (height, width):
+            boxes = boxes * torch.tensor([image.shape[1] / width, image.shape[0] / height] * 2)
+        return AnnotatedImage(image, boxes, labels, entry.id, (height, width))
 
     def _transform(self, loaded: AnnotatedImage, rng: random.Random) -> Sample:
-        image, boxes, labels = self.transform(loaded.image, loaded.boxes, loaded.labels, rng)
-        size = (loaded.image.height, loaded.image.width)
-        return Sample(to_tensor(image), labels, _fractions(boxes, image), loaded.image_id, size)
+        found = Labeled(*self.transform(loaded.image, loaded.boxes, loaded.labels, rng))
+        boxes = _fractions(found.boxes, found.image)
+        return Sample(found.image, found.labels, boxes, loaded.image_id, loaded.original_size, found.flipped)
 
     def _mark_unreadable(self, row: int, fault: Fault) -> None:
         self._mark(row, fault)
@@ -231,8 +240,8 @@ class CocoDetection(Dataset[Sample | None]):
             warnings.warn(str(fault), RuntimeWarning, stacklevel=4)
 
 
-def _fractions(boxes: Tensor, image: Image.Image) -> Tensor:
+def _fractions(boxes: Tensor, image: Tensor) -> Tensor:
     """Convert boxes [t,4] from xyxy in pixels to cxcywh as fractions of the image."""
     low, high = boxes.view(-1, 2, 2).unbind(1)
-    size = torch.tensor([image.width, image.height], dtype=boxes.dtype)
+    size = torch.tensor([image.shape[1], image.shape[0]], dtype=boxes.dtype)
     return torch.cat([(low + high) / 2 / size, (high - low) / size], dim=1)

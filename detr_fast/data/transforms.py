@@ -1,25 +1,51 @@
 """Transforms of images and their boxes.
 
-A transform takes an image, its boxes (xyxy in pixels), their labels and a random number generator, and returns the
-transformed image, boxes and labels.
+A transform takes an image (uint8 [h,w,3]), its boxes (xyxy in pixels), their labels and a random number generator, and
+returns the transformed image, boxes and labels, and, if it likes, whether the image is yet to be mirrored: see
+:class:`Labeled`. It may have a method ``fewest_pixels`` like that of :class:`Augmentation`, by which a data set reduces
+files while it decodes them.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from detr_fast.images import MAX_SIDE, is_side, resize_shape
+from detr_fast.images import MAX_SIDE, is_side, resize_pixels, resize_shape
 
-Labeled: TypeAlias = tuple[Image.Image, Tensor, Tensor]  # RGB image, boxes float32 [t,4], labels int64 [t]
 Region: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom in pixels
-Transform: TypeAlias = Callable[[Image.Image, Tensor, Tensor, random.Random], Labeled]
+
+# How many times the pixels of a region a whole image may have to be resized by PyTorch, which takes about as many times
+# less time for a pixel than Pillow, which can resize a region alone.
+_WHOLE_IMAGE = 5
+
+
+class Labeled(NamedTuple):
+    """An image with its boxes and labels.
+
+    Attributes:
+        image: The pixels, uint8 [h,w,3].
+        boxes: Boxes of its t objects, float32 [t,4], xyxy in pixels.
+        labels: Labels of the objects, int64 [t].
+        flipped: Whether the image is yet to be mirrored from left to right, which is done when the batch is normalized;
+            the boxes are those of the mirrored image.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    flipped: bool = False
+
+
+Transform: TypeAlias = Callable[[Tensor, Tensor, Tensor, random.Random], Labeled | tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +64,10 @@ class Augmentation:
         middle_max_size: maximum length of the longer side before the crop; None for no limit.
         crop_min: minimum side of the crop in pixels; a shorter side of the image is not cropped.
         crop_max: maximum side of the crop in pixels.
+        single_resize: cut the region of the crop, to whole pixels, out of the image as it is, and resize it once to the
+            final size; the intermediate size only determines the region. It is faster and blurs less.
+        reduced_decode: let a data set reduce files in JPEG format while it decodes them, where that leaves more pixels
+            than any resize that can be drawn gives. It is faster for large photographs and changes their pixels.
 
     Raises:
         ValueError: An argument is out of range.
@@ -51,6 +81,8 @@ class Augmentation:
     middle_max_size: int | None = None
     crop_min: int = 384
     crop_max: int = 600
+    single_resize: bool = False
+    reduced_decode: bool = False
 
     def __post_init__(self) -> None:
         for name in ("scales", "middle_scales"):
@@ -84,15 +116,33 @@ class Augmentation:
         """The augmentation of MMDetection, which limits the longer side before the crop to 1333 pixels."""
         return cls(middle_max_size=1333)
 
-    def __call__(self, image: Image.Image, boxes: Tensor, labels: Tensor, rng: random.Random) -> Labeled:
-        if rng.random() < self.flip:
-            image, boxes = _flip(image, boxes)
+    def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor, rng: random.Random) -> Labeled:
+        height, width = image.shape[:2]
+        flipped = rng.random() < self.flip
+        if flipped:
+            boxes = _mirror_boxes(boxes, width)
         if rng.random() >= 1 - self.crop:
-            shorter = rng.choice(self.middle_scales)
-            size = resize_shape(image.width, image.height, shorter, self.middle_max_size)
-            image, boxes, labels = _resize_and_crop(image, boxes, labels, size, self._draw_region(size, rng))
-        image, boxes = _resize(image, boxes, rng.choice(self.scales), self.max_size)
-        return image, boxes, labels
+            size = resize_shape(width, height, rng.choice(self.middle_scales), self.middle_max_size)
+            region = self._draw_region(size, rng)
+            width, height = region[2] - region[0], region[3] - region[1]
+            crop = _cut if self.single_resize else _resize_and_crop
+            image, boxes, labels = crop(image, boxes, labels, size, region, flipped)
+        target = resize_shape(width, height, rng.choice(self.scales), self.max_size)
+        return Labeled(*_resize(image, boxes, target), labels, flipped)
+
+    def fewest_pixels(self, width: int, height: int) -> tuple[int, int]:
+        """Return the (width, height) above which an image of this size has more pixels than any resize needs.
+
+        It is the size itself without ``reduced_decode``.
+        """
+        if not self.reduced_decode:
+            return width, height
+        sizes = [resize_shape(width, height, max(self.scales), self.max_size)]
+        if self.crop:
+            middle = resize_shape(width, height, max(self.middle_scales), self.middle_max_size)
+            zoom = max(1.0, max(self.scales) / self.crop_min) if self.single_resize else 1.0
+            sizes.append((math.ceil(middle[0] * zoom), math.ceil(middle[1] * zoom)))
+        return min(width, max(x for x, _ in sizes)), min(height, max(y for _, y in sizes))
 
     def _draw_region(self, size: tuple[int, int], rng: random.Random) -> Region:
         width, height = (rng.randint(min(self.crop_min, side), min(self.crop_max, side)) for side in size)
@@ -121,8 +171,9 @@ class Resize:
             if not is_side(side) and (name, side) != ("longest", None):
                 raise ValueError(f"resize: {name} must be an integer from 1 to {MAX_SIDE}, got {side}")
 
-    def __call__(self, image: Image.Image, boxes: Tensor, labels: Tensor, rng: random.Random) -> Labeled:
-        return *_resize(image, boxes, self.shorter, self.longest), labels
+    def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor, rng: random.Random) -> Labeled:
+        height, width = image.shape[:2]
+        return Labeled(*_resize(image, boxes, resize_shape(width, height, self.shorter, self.longest)), labels)
 
 
 def clip_boxes(boxes: Tensor, labels: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
@@ -143,29 +194,57 @@ def clip_boxes(boxes: Tensor, labels: Tensor, width: int, height: int) -> tuple[
     return clipped[keep], labels[keep]
 
 
-def _flip(image: Image.Image, boxes: Tensor) -> tuple[Image.Image, Tensor]:
+def _mirror_boxes(boxes: Tensor, width: int) -> Tensor:
     left, top, right, bottom = boxes.unbind(1)
-    mirrored = torch.stack([image.width - right, top, image.width - left, bottom], dim=1)
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), mirrored
+    return torch.stack([width - right, top, width - left, bottom], dim=1)
 
 
-def _resize(image: Image.Image, boxes: Tensor, shorter: int, longest: int | None) -> tuple[Image.Image, Tensor]:
-    width, height = resize_shape(image.width, image.height, shorter, longest)
-    ratio = torch.tensor([width / image.width, height / image.height] * 2)
-    return image.resize((width, height), Image.Resampling.BILINEAR), boxes * ratio
+def _mirror_region(region: Region, width: int) -> Region:
+    left, top, right, bottom = region
+    return width - right, top, width - left, bottom
+
+
+def _resize(image: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    ratio = torch.tensor([size[0] / image.shape[1], size[1] / image.shape[0]] * 2)
+    return resize_pixels(image, *size), boxes * ratio
 
 
 def _resize_and_crop(
-    image: Image.Image, boxes: Tensor, labels: Tensor, size: tuple[int, int], region: Region
-) -> Labeled:
-    """Crop the region of the image that a resize to ``size`` gives.
+    image: Tensor, boxes: Tensor, labels: Tensor, size: tuple[int, int], region: Region, flipped: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Crop the region of the image that a resize to ``size`` gives; the region is one of the mirrored image if flipped.
 
-    Only the region is computed: the resize of a long thin image, whose longer side may be unlimited, would take
-    memory without bound.
+    Where the whole image would take longer, and memory without bound if it is long and thin and its longer side
+    unlimited, only the region is computed.
     """
-    left, top, right, bottom = region
-    across, down = image.width / size[0], image.height / size[1]  # pixels of the image per pixel after the resize
-    source = (left * across, top * down, min(right * across, image.width), min(bottom * down, image.height))
-    cropped = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=source)
-    shifted = boxes / torch.tensor([across, down] * 2) - torch.tensor([left, top, left, top])
-    return cropped, *clip_boxes(shifted, labels, right - left, bottom - top)
+    left, top, right, bottom = _mirror_region(region, size[0]) if flipped else region
+    height, width = image.shape[:2]
+    across, down = width / size[0], height / size[1]  # pixels of the image per pixel after the resize
+    shape = right - left, bottom - top
+    if size[0] * size[1] <= _WHOLE_IMAGE * shape[0] * shape[1]:
+        cropped = resize_pixels(image, *size)[top:bottom, left:right]
+    else:
+        source = (left * across, top * down, min(right * across, width), min(bottom * down, height))
+        whole = Image.fromarray(image.numpy())
+        cropped = torch.from_numpy(np.array(whole.resize(shape, Image.Resampling.BILINEAR, box=source)))
+    shifted = boxes / torch.tensor([across, down] * 2) - torch.tensor([*region[:2], *region[:2]])
+    return cropped, *clip_boxes(shifted, labels, *shape)
+
+
+def _cut(
+    image: Tensor, boxes: Tensor, labels: Tensor, size: tuple[int, int], region: Region, flipped: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut out of the image what a resize to ``size`` would bring to the region, to whole pixels."""
+    height, width = image.shape[:2]
+    left, right = _whole_pixels(region[0], region[2], width / size[0], width)
+    top, bottom = _whole_pixels(region[1], region[3], height / size[1], height)
+    shifted = boxes - torch.tensor([left, top, left, top])
+    kept = clip_boxes(shifted, labels, right - left, bottom - top)
+    columns = slice(width - right, width - left) if flipped else slice(left, right)
+    return image[top:bottom, columns], *kept
+
+
+def _whole_pixels(low: int, high: int, scale: float, limit: int) -> tuple[int, int]:
+    """The interval of at least one pixel that is nearest to the scaled one."""
+    begin = min(round(low * scale), limit - 1)
+    return begin, min(max(round(high * scale), begin + 1), limit)

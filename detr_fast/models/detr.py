@@ -21,6 +21,7 @@ from detr_fast.models.position_encoding import LearnedPositionEncoding, SinePosi
 from detr_fast.models.resnet import ResNet, build_backbone
 from detr_fast.models.transformer import Transformer
 
+MAX_LAYERS = 1000  # more take minutes to build, and no DETR has them
 _CONFIG = "config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first of them that exists is read
 _HUB_ARGUMENTS = (
@@ -171,6 +172,8 @@ class DETR(
             dim_feedforward=(dim_feedforward, 1),
             num_queries=(num_queries, 1),
         )
+        if max(num_encoder_layers, num_decoder_layers) > MAX_LAYERS:
+            raise ValueError(f"num_encoder_layers and num_decoder_layers must be at most {MAX_LAYERS}")
         for name, side in {"image_size": image_size, "max_image_size": max_image_size}.items():
             if not (is_side(side) or (side is None and name == "max_image_size")):
                 raise ValueError(f"{name} must be an integer from 1 to {MAX_SIDE}, got {side!r}")

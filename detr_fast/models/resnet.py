@@ -16,7 +16,9 @@ class FrozenBatchNorm2d(nn.Module):
     """Batch normalization with fixed statistics and fixed affine parameters, all of which are buffers.
 
     The batches of a detector are too small for batch statistics. A state dict of ``nn.BatchNorm2d`` can be loaded; its
-    ``num_batches_tracked`` is ignored.
+    ``num_batches_tracked`` is ignored. The four buffers of the state dict are folded into a factor and a summand when
+    it is loaded and when the module is converted to another dtype or device; call :meth:`fold` after changing a buffer
+    in another way.
 
     Args:
         num_features: Number of channels.
@@ -27,6 +29,8 @@ class FrozenBatchNorm2d(nn.Module):
     bias: Tensor
     running_mean: Tensor
     running_var: Tensor
+    scale: Tensor  # [C,1,1], not in the state dict, as shift
+    shift: Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -35,17 +39,31 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
+        self.register_buffer("scale", None, persistent=False)
+        self.register_buffer("shift", None, persistent=False)
+        self.fold()
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """Normalize features [B,C,H,W], whatever is padded."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()  # [C]
-        shift = self.bias - self.running_mean * scale
         # A single pass that saves no activation for the backward pass, whereas F.batch_norm would save x.
-        return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
+        return torch.addcmul(self.shift.to(x.dtype), x, self.scale.to(x.dtype))
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Compute the factor and the summand of the normalization from the four buffers of the state dict."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()  # [C]
+        self.scale = scale[:, None, None]
+        self.shift = (self.bias - self.running_mean * scale)[:, None, None]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenBatchNorm2d:
+        super()._apply(fn, recurse)
+        self.fold()  # in the new dtype, whose rounding is that of the buffers
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.fold()
 
 
 class MaskedGroupNorm(nn.GroupNorm):

@@ -17,6 +17,8 @@ from detr_fast.ops.linear_sum_assignment import linear_sum_assignment
 from detr_fast.ops.match_cost import match_cost
 from detr_fast.ops.matched_pairs import matched_pairs
 from detr_fast.ops.multi_scale_deformable_attention import multi_scale_deformable_attention
+from detr_fast.ops.normalize_and_pad import normalize_and_pad
+from detr_fast.ops.packed_images import PackedImages
 from detr_fast.ops.pairwise_box_iou import pairwise_box_iou
 from detr_fast.ops.pairwise_box_l1 import pairwise_box_l1
 from detr_fast.ops.set_loss import set_loss, weighted_set_loss
@@ -32,6 +34,7 @@ __all__ = [
     "BackendError",
     "LossWeights",
     "MatchWeights",
+    "PackedImages",
     "Targets",
     "batch_linear_sum_assignment",
     "fused_deformable_attention",
@@ -39,6 +42,7 @@ __all__ = [
     "match_cost",
     "matched_pairs",
     "multi_scale_deformable_attention",
+    "normalize_and_pad",
     "pairwise_box_iou",
     "pairwise_box_l1",
     "raise_faults",

@@ -26,6 +26,7 @@ _SCHEMA_TYPES: dict[Any, str] = {
     Scalar: "Tensor",
     int: "SymInt",
     list[int]: "SymInt[]",
+    list[float]: "float[]",
     float: "float",
     bool: "bool",
     str: "str",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
@@ -169,7 +169,8 @@ def _check_numbers(weights: MatchWeights | LossWeights) -> None:
         value = getattr(weights, field.name)
         if isinstance(value, str):
             continue
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not abs(value) <= sys.float_info.max:  # NaN fails the comparison
             raise ValueError(f"{field.name} must be a finite number, got {value!r}")
         if value < 0 or (value == 0 and field.name == "box_scale"):
             raise ValueError(

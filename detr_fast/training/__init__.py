@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from detr_fast.training.evaluation import coco_metrics, evaluate_model
     from detr_fast.training.monitor import TrainingError
     from detr_fast.training.prediction import predict_files
-    from detr_fast.training.ranks import leave_ranks
     from detr_fast.training.signals import Stopped
     from detr_fast.training.trainer import Trainer
 else:  # the command line builds its parser from the configuration, without the packages that training needs
@@ -25,7 +24,6 @@ else:  # the command line builds its parser from the configuration, without the 
             "detr_fast.training.evaluation": ("coco_metrics", "evaluate_model"),
             "detr_fast.training.monitor": ("TrainingError",),
             "detr_fast.training.prediction": ("predict_files",),
-            "detr_fast.training.ranks": ("leave_ranks",),
             "detr_fast.training.signals": ("Stopped",),
             "detr_fast.training.trainer": ("Trainer",),
         },
@@ -43,6 +41,5 @@ __all__ = [
     "TrainingError",
     "coco_metrics",
     "evaluate_model",
-    "leave_ranks",
     "predict_files",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from dataclasses import asdict, dataclass, field
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -228,5 +228,5 @@ def _check_minimum(config: Any, prefix: str, **minimums: int) -> None:
     """Raise ConfigError for an option that is not finite or below its minimum."""
     for name, minimum in minimums.items():
         value = getattr(config, name)
-        if not minimum <= value < math.inf:  # NaN fails the comparison
+        if not minimum <= value <= sys.float_info.max:  # NaN fails the comparison
             raise ConfigError(f"{prefix}{name} must be at least {minimum}, got {value}")

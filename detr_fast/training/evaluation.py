@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from hotcoco import COCO, COCOeval
 
-from detr_fast.data import Batch, Category, CocoDetection, Resize
+from detr_fast.data import Category, CocoDetection, PackedBatch, Resize
 from detr_fast.data.annotations import Orientation
 from detr_fast.models import DETR, postprocess
 from detr_fast.training.loading import build_eval_data
@@ -34,7 +34,7 @@ class EvaluationStopped(Exception):
 @torch.inference_mode()
 def detect(
     model: torch.nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[PackedBatch],
     dataset: CocoDetection,
     accelerator: Accelerator,
     *,
@@ -60,12 +60,12 @@ def detect(
     was_training = model.training
     model.eval()
     rows = [torch.zeros(0, 7, dtype=torch.float64)]
-    for batch in batches:
+    for packed in batches:
         if should_stop():
             raise EvaluationStopped
-        if not len(batch):
+        if not len(packed):
             continue
-        batch = batch.to(accelerator.device, non_blocking=True)
+        batch = packed.to(accelerator.device, non_blocking=True)
         with accelerator.autocast():
             output = model(batch.images, batch.padding)
         results = postprocess(output.pred_logits.float(), output.pred_boxes.float(), batch.original_sizes)
@@ -154,7 +154,7 @@ def _metrics(ground_truth: dict[str, Any], detections: np.ndarray) -> dict[str, 
 
 def evaluate(
     model: torch.nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[PackedBatch],
     dataset: CocoDetection,
     accelerator: Accelerator,
     *,

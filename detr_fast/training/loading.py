@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator, skip_first_batches
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
-from detr_fast.data import Batch, Category, CocoDetection, DataError, Resize, collate
+from detr_fast.data import Category, CocoDetection, DataError, PackedBatch, Resize, collate
 from detr_fast.data.annotations import Orientation
 from detr_fast.training.config import DataConfig
 
@@ -33,7 +33,7 @@ class TrainData:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterable[Batch]:
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterable[PackedBatch]:
         """Iterate over the batches of an epoch.
 
         Args:

@@ -11,6 +11,7 @@ import torch
 
 from detr_fast.data import Category
 from detr_fast.models import DETR, CheckpointError, build_detr, load_backbone_weights
+from detr_fast.models.detr import MAX_LAYERS
 from detr_fast.training.config import ConfigError, DataConfig, ModelConfig, Part
 from detr_fast.training.files import synchronize, synchronize_directory
 
@@ -53,7 +54,8 @@ def check_model(config: ModelConfig) -> None:
     Raises:
         ConfigError: An option is out of range.
     """
-    shallow = {name: min(getattr(config, name), 1) for name in ("num_encoder_layers", "num_decoder_layers")}
+    layers = {name: getattr(config, name) for name in ("num_encoder_layers", "num_decoder_layers")}
+    shallow = {name: number if number > MAX_LAYERS else min(number, 1) for name, number in layers.items()}
     arguments = {name: value for name, value in asdict(config).items() if name not in _OF_TRAINING}
     try:
         with torch.device("meta"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,8 +53,9 @@ class LossMonitor:
             return
         pending, self._pending = self._pending, []
         _raise_device_faults(since=pending[0][0])
-        table = torch.stack([values for *_, values in pending]).tolist()
-        for (where, names, _), values in zip(pending, table, strict=True):
+        flat = iter(torch.cat([values for *_, values in pending]).tolist())
+        for where, names, _ in pending:
+            values = list(islice(flat, len(names)))
             broken = {name: value for name, value in zip(names, values, strict=True) if not math.isfinite(value)}
             if broken:
                 # The total and the gradient are not finite if any term is not; the term is the cause.

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from detr_fast.training.config import OptimConfig
-
-TensorList: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -21,7 +19,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
     With a rate of 0 the backbone is frozen, as in facebookresearch/detr: its gradients are not computed, and do not
     count when the norm of the gradient is clipped. Its parameters remain in the optimizer, so that a run can be resumed
-    with another rate.
+    with another rate. The fused implementation is used where PyTorch has one for the device of the parameters.
+
+    Args:
+        model: The model, on the device on which it is trained.
+        config: The options of the optimizer.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if config.backbone_lr == 0:
@@ -32,7 +34,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for name, p in named if not name.startswith("backbone.0.")], "lr": config.lr},
         {"params": [p for name, p in named if name.startswith("backbone.0.")], "lr": config.backbone_lr},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    fused = all(p.device.type in _get_fused_kernels_supported_devices() for _, p in named)
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused or None)
 
 
 def build_scheduler(
@@ -68,20 +71,36 @@ def _cosine_decay(warmup: int, total: int) -> Callable[[int], float]:
     return lambda step: 0.5 * (1 + math.cos(math.pi * min(max(step - warmup, 0) / span, 1.0)))
 
 
-def build_ema(model: nn.Module, decay: float) -> AveragedModel:
-    """Build an exponential moving average of the weights.
+class MovingAverage(nn.Module):
+    """An exponential moving average of the weights, on the device of the model.
 
     After n updates the decay is the minimum of ``decay`` and (1 + n) / (10 + n), so that the initial weights have
-    little influence in short runs.
+    little influence in short runs; the first update copies the weights. The number of updates is a buffer, so that an
+    update asks the device for nothing. The state dict has the keys of ``torch.optim.swa_utils.AveragedModel``.
 
     Args:
         model: The model.
         decay: The final decay.
     """
 
-    @torch.no_grad()
-    def update(averages: TensorList, weights: TensorList, num_averaged: Tensor | int) -> None:
-        n = int(num_averaged)
-        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
+    n_averaged: Tensor
 
-    return AveragedModel(model, multi_avg_fn=update)
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.module = deepcopy(model)
+        device = next(model.parameters()).device
+        self.register_buffer("n_averaged", torch.zeros((), dtype=torch.int64, device=device))
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Average the weights of the model in, and copy its buffers."""
+        n = self.n_averaged
+        decay = ((n + 1) / (n + 10)).clamp(max=self.decay) * (n > 0)
+        averages: list[Tensor] = [*self.module.parameters()]
+        weights: list[Tensor] = [*model.parameters()]
+        torch._foreach_mul_(averages, decay)
+        torch._foreach_add_(averages, torch._foreach_mul(weights, 1 - decay))
+        if buffers := list(self.module.buffers()):
+            torch._foreach_copy_(buffers, list(model.buffers()))
+        n += 1

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -64,9 +63,3 @@ def check_agreement(accelerator: Accelerator, facts: Mapping[str, Any]) -> None:
         for rank, other in enumerate(of_ranks):
             if other[name] != value:
                 raise ConfigError(f"the ranks differ in {name}: {value} on rank 0, {other[name]} on rank {rank}")
-
-
-def leave_ranks() -> None:
-    """Leave the process group, whose threads may abort a process that ends while they run."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from detr_fast.data import CocoDetection
 from detr_fast.drawing import draw_boxes
@@ -60,19 +61,20 @@ def predictions(model: DETR, dataset: CocoDetection, *, threshold: float) -> Fig
         threshold: Minimum score of the predictions.
     """
     shown = list(islice(filter(None, map(dataset.load_image, range(len(dataset)))), GRID_IMAGES))
-    found = model.predict([loaded.image for loaded in shown], threshold=threshold)
+    pictures = [Image.fromarray(loaded.image.numpy()) for loaded in shown]
+    found = model.predict(pictures, threshold=threshold)
     rows = -(-len(shown) // GRID_COLUMNS)
     figure = Figure(figsize=(4 * GRID_COLUMNS, 2.2 * rows), layout="constrained")
     axes = figure.subplots(rows, 2 * GRID_COLUMNS, squeeze=False).ravel()
     names = [category.name for category in dataset.categories]
     for axis in axes:
         axis.axis("off")
-    for index, (loaded, detections) in enumerate(zip(shown, found, strict=True)):
+    for index, (loaded, picture, detections) in enumerate(zip(shown, pictures, found, strict=True)):
         truth, prediction = axes[2 * index], axes[2 * index + 1]
-        truth.imshow(draw_boxes(loaded.image, loaded.boxes, loaded.labels, names))
+        truth.imshow(draw_boxes(picture, loaded.boxes, loaded.labels, names))
         truth.set_title(f"image {loaded.image_id}: ground truth", fontsize=7)
         prediction.imshow(
-            draw_boxes(loaded.image, detections["boxes"], detections["labels"], names, scores=detections["scores"])
+            draw_boxes(picture, detections["boxes"], detections["labels"], names, scores=detections["scores"])
         )
         prediction.set_title(f"predicted, score ≥ {threshold:g}", fontsize=7)
     return figure

@@ -16,7 +16,7 @@ from torch import Tensor
 from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.models import DETR
 from detr_fast.training.config import TrainConfig
-from detr_fast.training.optim import build_ema, build_optimizer, build_scheduler
+from detr_fast.training.optim import MovingAverage, build_optimizer, build_scheduler
 
 
 @dataclass
@@ -50,9 +50,10 @@ class RunState:
 
     def __init__(self, model: DETR, config: TrainConfig, accelerator: Accelerator, *, steps_per_epoch: int) -> None:
         self.accelerator = accelerator
+        model.to(accelerator.device)
         optimizer = build_optimizer(model, config.optim)
         self.scheduler = build_scheduler(optimizer, config.optim, steps_per_epoch=steps_per_epoch, epochs=config.epochs)
-        self.ema = build_ema(model, config.optim.ema_decay).to(accelerator.device) if config.optim.ema_decay else None
+        self.ema = MovingAverage(model, config.optim.ema_decay) if config.optim.ema_decay else None
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.progress = Progress()
         torch.manual_seed(config.seed + 1 + accelerator.process_index)  # dropout differs between ranks
@@ -118,7 +119,10 @@ class RunState:
         set_random_state(ranks[self.accelerator.process_index % len(ranks)])
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
-        """Restore the moments; learning rates, weight decay and the like are those of the configuration."""
+        """Restore the moments; learning rates, weight decay and the like are those of the configuration.
+
+        The moments get the strides of their parameters, which the fused implementation on a CPU takes for granted.
+        """
         groups = self.optimizer.state_dict()["param_groups"]
         if [group["params"] for group in state["param_groups"]] != [group["params"] for group in groups]:
             raise ValueError("its optimizer has other groups of parameters")
@@ -127,6 +131,7 @@ class RunState:
             for name in ("exp_avg", "exp_avg_sq"):
                 if moments[name].shape != parameters[index].shape:  # PyTorch accepts other shapes
                     raise ValueError(f"the optimizer's {name} of parameter {index} is {list(moments[name].shape)}")
+                moments[name] = torch.empty_like(parameters[index]).copy_(moments[name])
             if moments["step"].numel() != 1:
                 raise ValueError(f"the optimizer's step of parameter {index} is no number")
         self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})

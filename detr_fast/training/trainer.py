@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGTERM
@@ -27,12 +26,13 @@ from detr_fast.training.evaluation import EvaluationStopped, evaluate
 from detr_fast.training.files import OutputLock, write_atomically
 from detr_fast.training.loading import build_eval_data, build_train_data
 from detr_fast.training.model import build_model, check_model, save_model
-from detr_fast.training.monitor import LossMonitor, MetricsLog, TrainingError
+from detr_fast.training.monitor import LossMonitor, MetricsLog
 from detr_fast.training.ranks import build_accelerator, check_agreement
 from detr_fast.training.resume import REMEDY, check_resumed
 from detr_fast.training.run_checkpoint import BEST, LAST, load_latest, save_checkpoint
 from detr_fast.training.signals import Stopped, StopSignal
 from detr_fast.training.state import RunState
+from detr_fast.training.step import TrainingStep
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +86,10 @@ class Trainer:
         if saved is not None:  # the weights to start from are not needed again
             architecture = replace(architecture, weights=None, backbone_weights=None)
         model = build_model(architecture, config.data, self.data.dataset.categories)
-        self.criterion = SetCriterion(config.match, config.loss)
         steps_per_epoch = math.ceil(len(self.data) / config.optim.accumulate)
         self.state = RunState(model, config, self.accelerator, steps_per_epoch=steps_per_epoch)
         self.monitor = LossMonitor()
+        self.step = TrainingStep(self.state, SetCriterion(config.match, config.loss), self.monitor, config.optim)
         self.stop = StopSignal(patience=PATIENCE if self.accelerator.num_processes > 1 else None)
         if saved is not None:
             self._check_data(saved)
@@ -168,24 +168,11 @@ class Trainer:
                 self._stop_if_asked(synchronized=logs)
 
     def _train_batch(self, batch: Batch, *, ends_step: bool) -> None:
-        state, clip_norm = self.state, self.config.optim.clip_norm
-        where = f"step {state.progress.step + 1}, images {batch.image_ids}"
-        with nullcontext() if ends_step else self.accelerator.no_sync(state.model):
-            output = state.model(batch.images, batch.padding)
-            try:
-                total, terms = self.criterion(output.logits.float(), output.boxes.float(), batch.targets)
-            except ValueError as error:
-                raise TrainingError(f"{where}: {error}; the last good checkpoint is kept") from error
-            self.accelerator.backward(total / self.config.optim.accumulate)
-        if ends_step and clip_norm:
-            norm = self.accelerator.clip_grad_norm_(state.model.parameters(), clip_norm)
-            if self.accelerator.scaler is None:  # a scaler skips steps whose gradient is not finite
-                terms = {**terms, "grad_norm": norm}
-        self.monitor.push(where, total, terms)
+        self.step.accumulate(batch, last=ends_step)
         if self.accelerator.device.type == "cpu":
             self.monitor.check()  # before the step; on a CPU this synchronizes nothing
         if ends_step:
-            state.step()
+            self.state.step()
 
     def _log_losses(self, log: MetricsLog, bar: tqdm, images_per_second: float) -> None:
         means = self.monitor.means()

@@ -42,6 +42,7 @@ CONFIGS: dict[str, Any] = {
     "other heads": {"num_heads": 3},
     "heads of another type": {"num_heads": 2.0},
     "heads below 0": {"num_heads": -2},
+    "heads of NaN": '{"num_heads": NaN}',
     "heads of none": {"num_heads": None},
     "many classes": {"num_classes": 10**9},
     "boolean classes": {"num_classes": True},

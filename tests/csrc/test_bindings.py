@@ -292,3 +292,75 @@ def test_the_stub_names_what_the_extension_exports():
     stub = ast.parse((Path(detr_fast.__file__).parent / "_C.pyi").read_text())
     declared = {node.name for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     assert declared == {name for name in dir(_C) if not name.startswith("_")}
+
+
+def image_arguments(channels_last=False):
+    """Two images, 2x3 and 1x2 pixels, in a batch of 2x3."""
+    shape = (2, 2, 3, 3) if channels_last else (2, 3, 2, 3)
+    return {
+        "pixels": np.zeros(24, np.uint8),
+        "layout": np.array([[0, 2, 3, 0], [18, 1, 2, 1]], np.int64),
+        "table": np.zeros((3, 256), np.int32),
+        "channels_last": channels_last,
+        "num_threads": 1,
+        "batch": np.ones(shape, np.int32),
+        "mask": np.ones((2, 2, 3), np.bool_),
+    }
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([-1, 1, 2, 0], "image 1 of 1x2 at byte -1 leaves the buffer of 24 bytes"),
+        ([19, 1, 2, 0], "image 1 of 1x2 at byte 19 leaves the buffer of 24 bytes"),
+        ([2**62, 1, 2, 0], "leaves the buffer of 24 bytes"),
+        ([-(2**63), 2, 3, 0], "leaves the buffer of 24 bytes"),
+        ([18, 2, 2, 0], "image 1 of 2x2 at byte 18 leaves the buffer of 24 bytes"),
+        ([0, 3, 1, 0], "image 1 of 3x1 does not fit into a size of 2x3"),
+        ([0, 1, 4, 0], "image 1 of 1x4 does not fit into a size of 2x3"),
+        ([0, 2**62, 2**62, 0], "does not fit into a size of 2x3"),
+        ([0, -1, 2, 0], "image 1 of -1x2 does not fit"),
+        ([0, 1, -2, 0], "image 1 of 1x-2 does not fit"),
+        ([0, 1, 2, 2], "image 1: whether it is mirrored must be 0 or 1, got 2"),
+    ],
+)
+def test_images_that_leave_the_buffer_or_the_batch(channels_last, row, message):
+    arguments = image_arguments(channels_last)
+    _C.normalize_and_pad(**arguments)
+    arguments["layout"][1] = row
+    arguments["batch"].fill(1)
+    with pytest.raises(ValueError, match=message):
+        _C.normalize_and_pad(**arguments)
+    assert arguments["batch"].all()  # nothing is written before every image is checked
+
+
+def test_an_image_without_pixels_is_padding():
+    arguments = image_arguments()
+    arguments["layout"][1] = [24, 0, 0, 1]
+    _C.normalize_and_pad(**arguments)
+    assert arguments["mask"][1].all()
+    assert not arguments["batch"].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "error"),
+    [
+        ("pixels", np.zeros((2, 12), np.uint8), ValueError),
+        ("pixels", np.zeros(24, np.int8), TypeError),
+        ("layout", np.zeros((1, 4), np.int64), ValueError),
+        ("layout", np.zeros((2, 3), np.int64), ValueError),
+        ("layout", np.zeros((2, 4), np.int32), TypeError),
+        ("table", np.zeros((3, 255), np.int32), ValueError),
+        ("table", np.zeros((3, 256), np.int16), TypeError),
+        ("batch", np.zeros((2, 2, 3, 3), np.int32), ValueError),
+        ("batch", np.zeros((2, 3, 2, 6), np.int32)[..., ::2], TypeError),
+        ("batch", np.zeros(2 * 3 * 2 * 3 * 4 + 1, np.uint8)[1:].view(np.int32).reshape(2, 3, 2, 3), ValueError),
+        ("mask", np.zeros((2, 2), np.bool_), ValueError),
+        ("mask", np.zeros((2, 2, 4), np.bool_), ValueError),
+        ("mask", np.zeros((2, 2, 3), np.uint8), TypeError),
+    ],
+)
+def test_arrays_of_images_that_do_not_fit(name, array, error):
+    with pytest.raises(error):
+        _C.normalize_and_pad(**image_arguments() | {name: array})

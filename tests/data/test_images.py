@@ -1,13 +1,27 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
 
-from detr_fast.images import ImageError, decode_image, pad_images, read_image, resize_shape, to_tensor
+from detr_fast import images
+from detr_fast.images import (
+    ImageError,
+    decode_image,
+    pad_images,
+    read_image,
+    resize_pixels,
+    resize_shape,
+    to_tensor,
+)
+
+matplotlib = pytest.importorskip("matplotlib")  # which comes with a photograph
+PHOTO = Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "RGBA", "CMYK", "1"])
@@ -30,7 +44,7 @@ def test_fewer_than_sixteen_bits_are_scaled(tmp_path: Path, bits: int, white: in
     for name in ("deep.png", "deep.tif"):
         Image.fromarray(values).save(tmp_path / name)
         decoded = decode_image(tmp_path / name)
-        assert np.asarray(decoded.image)[0, :, 0].tolist() == [0, 127, 255]
+        assert decoded.pixels[0, :, 0].tolist() == [0, 127, 255]
         assert decoded.depth == bits
     Image.fromarray(values.astype(np.int32)).save(tmp_path / "deep.tif")
     assert np.asarray(read_image(tmp_path / "deep.tif"))[0, :, 0].tolist() == [0, 127, 255]
@@ -62,7 +76,7 @@ def test_images_are_turned_upright_as_pillow_does(tmp_path: Path, suffix: str, o
         expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     assert np.array_equal(np.asarray(read_image(path)), expected)
     if suffix != "tif":  # which Pillow turns when it decodes it
-        assert decode_image(path).image.size == (32, 24)
+        assert decode_image(path).size == (32, 24)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -92,6 +106,97 @@ def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ImageError, match="bomb"):
         read_image(tmp_path / "bomb.png")
+
+
+@pytest.fixture
+def decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The decoder that each file was read by."""
+    simplejpeg = pytest.importorskip("simplejpeg")
+    decode, read, used = simplejpeg.decode_jpeg, images._decode_with_pillow, []
+
+    def decode_jpeg(*arguments: Any, **options: Any) -> np.ndarray:
+        pixels = decode(*arguments, **options)
+        used.append("simplejpeg")
+        return pixels
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", decode_jpeg)
+    monkeypatch.setattr(images, "_decode_with_pillow", lambda path: used.append("Pillow") or read(path))
+    return used
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("options", [{"quality": 90}, {"quality": 30, "progressive": True}], ids=str)
+def test_pixels_are_those_of_pillow(tmp_path: Path, decodes: list[str], options: dict, subsampling: str) -> None:
+    with Image.open(PHOTO) as photo:
+        photo.crop((3, 5, 500, 598)).save(tmp_path / "photo.jpg", subsampling=subsampling, **options)
+    with Image.open(tmp_path / "photo.jpg") as photo:
+        assert np.array_equal(decode_image(tmp_path / "photo.jpg").pixels, photo.convert("RGB"))
+    assert decodes == ["simplejpeg"]
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_other_jpeg_files_are_read_by_pillow(tmp_path: Path, decodes: list[str], mode: str) -> None:
+    with Image.open(PHOTO) as photo:
+        photo.convert(mode).save(tmp_path / "photo.jpg")
+    with Image.open(tmp_path / "photo.jpg") as photo:
+        assert np.array_equal(decode_image(tmp_path / "photo.jpg").pixels, photo.convert("RGB"))
+    assert decodes == ["Pillow"]
+
+
+def test_turned_jpeg_files_are_read_by_pillow(tmp_path: Path, decodes: list[str]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    decode_image(tmp_path / "turned.jpg")
+    assert decodes == ["Pillow"]
+
+
+def test_pixels_without_simplejpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = decode_image(PHOTO).pixels
+    monkeypatch.setattr(images, "_has_simplejpeg", lambda: False)
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    assert torch.equal(decode_image(PHOTO).pixels, expected)
+
+
+def test_faulty_jpeg_files_are_refused_by_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = PHOTO.read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[:-5000])
+    (tmp_path / "begin.jpg").write_bytes(data[:100])
+    for name, message in (("cut.jpg", "truncated"), ("begin.jpg", "cannot"), ("none.jpg", "there is no such file")):
+        with pytest.raises(ImageError, match=message):
+            decode_image(tmp_path / name)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageError, match="bomb"):
+        decode_image(PHOTO)
+
+
+@pytest.mark.parametrize(
+    ("fewest", "expected"),
+    [((512, 600), (512, 600)), ((257, 300), (512, 600)), ((256, 300), (256, 300)), ((100, 200), (192, 225))],
+)
+def test_reduced_pixels(fewest: tuple[int, int], expected: tuple[int, int]) -> None:
+    """Files are reduced by eighths, to a half or less, and have as many pixels as are needed."""
+    pytest.importorskip("simplejpeg")
+    pixels, size, _, _ = decode_image(PHOTO, lambda width, height: fewest)
+    assert size == (512, 600)
+    assert pixels.shape == (expected[1], expected[0], 3)
+    photo = read_image(PHOTO).resize(expected, Image.Resampling.BOX)
+    assert np.abs(pixels.numpy() - np.asarray(photo).astype(int)).mean() < 4
+
+
+def test_only_jpeg_files_are_reduced(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 32)).save(tmp_path / "x.png")
+    pixels, size, _, _ = decode_image(tmp_path / "x.png", lambda width, height: (1, 1))
+    assert (pixels.shape, size) == ((32, 64, 3), (64, 32))
+
+
+@pytest.mark.parametrize("size", [(853, 640), (683, 800), (512, 600), (300, 351), (40, 900), (900, 40), (1, 1), (5, 1)])
+def test_resized_pixels_are_those_of_pillow(size: tuple[int, int]) -> None:
+    photo = read_image(PHOTO)
+    resized = resize_pixels(torch.from_numpy(np.array(photo)), *size)
+    assert (resized.shape, resized.dtype) == ((size[1], size[0], 3), torch.uint8)
+    expected = np.asarray(photo.resize(size, Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(resized.numpy() - expected).max() <= 1
 
 
 @pytest.mark.parametrize(

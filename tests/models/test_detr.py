@@ -128,6 +128,7 @@ def test_resnet50_trains_a_step_on_a_coco_sized_image():
         ({"num_classes": 0}, "num_classes must be an integer of at least 1, got 0"),
         ({"num_queries": 2.5}, "num_queries must be an integer of at least 1, got 2.5"),
         ({"num_decoder_layers": 0}, "num_decoder_layers must be an integer of at least 1"),
+        ({"num_decoder_layers": 1001}, "num_encoder_layers and num_decoder_layers must be at most 1000"),
         ({"hidden_dim": 20, "num_heads": 8}, "divisible by num_heads.*hidden_dim=20, num_heads=8"),
         ({"hidden_dim": 18, "num_heads": 2}, "by 4 for the position encoding"),
         ({"dropout": 1.5}, "dropout must be a probability below 1, got 1.5"),

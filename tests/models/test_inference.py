@@ -170,6 +170,7 @@ def test_a_prediction_is_the_same_alone_and_beside_a_larger_image(small_detr, ba
     for name, tensor in model.state_dict().items():  # as of a trained network: batch norms whose zeros are no zeros
         if name.endswith((".bias", ".running_mean")):
             tensor.normal_(std=0.2)
+    model.load_state_dict(model.state_dict())  # batch norms are folded anew
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((48, 50), (40, 100), (70, 33), (96, 100))]
     together = model.predict(images, threshold=0.0)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -92,6 +94,74 @@ def test_frozen_batch_norm_is_batch_norm_in_evaluation():
 
 def test_frozen_batch_norm_keeps_the_dtype_of_half_precision():
     assert FrozenBatchNorm2d(5)(torch.randn(2, 5, 7, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def filled_frozen_norm() -> tuple[nn.BatchNorm2d, FrozenBatchNorm2d]:
+    torch.manual_seed(0)
+    norm, frozen = filled_batch_norm(5).float(), FrozenBatchNorm2d(5)
+    frozen.load_state_dict(norm.state_dict())
+    return norm, frozen
+
+
+def test_the_state_dict_of_frozen_batch_norm_has_the_four_buffers():
+    _, frozen = filled_frozen_norm()
+    assert frozen.state_dict().keys() == {"weight", "bias", "running_mean", "running_var"}
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_frozen_batch_norm_follows_its_state(assign):
+    norm, frozen = filled_frozen_norm()
+    x = torch.randn(2, 5, 7, 3)
+    for changed in (frozen, copy.deepcopy(frozen)):
+        torch.testing.assert_close(changed(x), norm(x))
+        other = filled_batch_norm(5).float()
+        changed.load_state_dict(copy.deepcopy(other.state_dict()), assign=assign)
+        torch.testing.assert_close(changed(x), other(x))
+        changed.running_mean += 1
+        changed.fold()
+        other.running_mean += 1
+        torch.testing.assert_close(changed(x), other(x))
+
+
+def test_frozen_batch_norm_is_as_exact_as_its_dtype():
+    norm, frozen = filled_frozen_norm()
+    x = torch.randn(2, 5, 7, 3, dtype=torch.float64)
+    torch.testing.assert_close(frozen.double()(x), norm.double()(x), rtol=0, atol=1e-12)
+    with torch.device("meta"):
+        empty = FrozenBatchNorm2d(5)
+    empty.to_empty(device="cpu").load_state_dict(norm.float().state_dict())
+    torch.testing.assert_close(empty(x.float()), norm(x.float()))
+
+
+def test_frozen_batch_norm_under_autocast():
+    norm, frozen = filled_frozen_norm()
+    convolution, x = nn.Conv2d(3, 5, 1), torch.randn(2, 3, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = convolution(x)
+        found = frozen(features)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), norm(features.float()), rtol=0.02, atol=0.05)
+
+
+def test_frozen_batch_norm_is_compiled_and_exported():
+    norm, frozen = filled_frozen_norm()
+    x = torch.randn(2, 5, 7, 3)
+    compiled = torch.compile(frozen, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), norm(x))
+    other = filled_batch_norm(5).float()
+    frozen.load_state_dict(other.state_dict())
+    torch.testing.assert_close(compiled(x), other(x))
+    exported = torch.export.export(frozen, (x,))
+    torch.testing.assert_close(exported.module()(x), other(x))
+
+
+def test_frozen_batch_norm_computes_its_factor_once():
+    """A forward pass is one op, and no launch for each of the four buffers."""
+    _, frozen = filled_frozen_norm()
+    x = torch.randn(2, 5, 7, 3)
+    with torch.profiler.profile() as profile:
+        frozen(x)
+    assert {e.name for e in profile.events() if e.name.startswith("aten::")} <= {"aten::addcmul", "aten::to"}
 
 
 def test_bottleneck_computes_what_the_paper_says():

@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
-from detr_fast import LossWeights, MatchWeights
+from detr_fast import LossWeights, MatchWeights, SetCriterion
 from detr_fast.training import ConfigError, OptimConfig, TrainingError, coco_metrics
 from detr_fast.training.monitor import LossMonitor, MetricsLog, read_metrics
-from detr_fast.training.optim import build_ema, build_optimizer, build_scheduler
+from detr_fast.training.optim import MovingAverage, build_optimizer, build_scheduler
 from detr_fast.training.state import random_state, set_random_state
 
 
@@ -91,6 +92,36 @@ def test_a_rate_of_zero_freezes_the_backbone():
     assert torch.equal(model.backbone[0].weight, before)
 
 
+def test_the_optimizer_is_fused_where_pytorch_can():
+    assert build_optimizer(_model(), OptimConfig()).defaults["fused"] is True
+    assert not build_optimizer(_model().to("meta"), OptimConfig()).defaults["fused"]
+
+
+def _loss_curve(small_detr, random_targets, *, fused: bool) -> list[float]:
+    torch.manual_seed(0)
+    model, criterion = small_detr(dropout=0.0), SetCriterion()
+    images, targets = torch.randn(2, 3, 48, 48), random_targets([2, 3], 3)
+    optimizer = build_optimizer(model, OptimConfig(lr=1e-3, backbone_lr=1e-3))
+    for group in optimizer.param_groups:
+        group["fused"] = fused
+    losses = []
+    for _ in range(10):
+        output = model(images)
+        loss = criterion(output.logits, output.boxes, targets).total
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.slow
+def test_the_fused_optimizer_gives_the_losses_of_the_unfused_one(small_detr, random_targets):
+    curves = [_loss_curve(small_detr, random_targets, fused=fused) for fused in (True, False)]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+    assert curves[0][-1] < curves[0][0]
+
+
 @pytest.mark.parametrize("epochs", [1, 50, 150, 300])
 def test_the_rate_drops_after_two_thirds_of_any_number_of_epochs(epochs):
     scheduler = build_scheduler(
@@ -129,7 +160,7 @@ def test_moving_average_by_hand():
     model = torch.nn.Linear(1, 1, bias=False)
     values = [1.0, 3.0, -2.0, 5.0]
     model.weight.data.fill_(values[0])
-    ema = build_ema(model, 0.3)
+    ema = MovingAverage(model, 0.3)
     expected = values[0]
     for n, value in enumerate(values):
         model.weight.data.fill_(value)
@@ -137,6 +168,27 @@ def test_moving_average_by_hand():
         decay = min(0.3, (1 + n) / (10 + n))
         expected = value if n == 0 else decay * expected + (1 - decay) * value
     assert float(ema.module.weight.detach()) == pytest.approx(expected)
+
+
+def test_the_moving_average_is_pytorchs():
+    """The average, its buffers and its state dict are those of AveragedModel with the same decays."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+
+    @torch.no_grad()
+    def update(averages, weights, num_averaged):
+        n = int(num_averaged)
+        torch._foreach_lerp_(averages, weights, 1 - min(0.5, (1 + n) / (10 + n)))
+
+    ours, expected = MovingAverage(model, 0.5), AveragedModel(model, multi_avg_fn=update)
+    for _ in range(20):
+        model(torch.randn(5, 3))  # updates the running statistics
+        for parameter in model.parameters():
+            parameter.data.normal_()
+        ours.update_parameters(model)
+        expected.update_parameters(model)
+    torch.testing.assert_close(ours.state_dict(), expected.state_dict())
+    expected.load_state_dict(ours.state_dict(), strict=True)
 
 
 def test_monitor_averages_and_names_what_broke():
@@ -149,6 +201,14 @@ def test_monitor_averages_and_names_what_broke():
     monitor.push("step 3, images [5]", torch.tensor(math.nan), {"loss_ce": torch.tensor(math.nan)})
     with pytest.raises(TrainingError, match=r"step 3, images \[5\]: loss_ce is nan; the last good"):
         monitor.check()
+
+
+def test_monitor_takes_batches_with_and_without_the_norm_of_the_gradient():
+    monitor = LossMonitor()
+    for step in (1, 2):
+        monitor.push(f"step {step}", torch.tensor(2.0), {"loss_ce": torch.tensor(1.0)})
+        monitor.push(f"step {step}", torch.tensor(4.0), {"loss_ce": torch.tensor(3.0), "grad_norm": torch.tensor(step)})
+    assert monitor.means() == {"loss": 3.0, "loss_ce": 2.0, "grad_norm": 1.5}
 
 
 def test_metrics_after_the_resumed_step_are_dropped(tmp_path):
@@ -193,3 +253,10 @@ def test_losses_for_models_without_a_no_object_class_are_refused(config):
     for changed in ({"loss": LossWeights.deformable()}, {"match": MatchWeights.deformable()}):
         with pytest.raises(ConfigError, match=r"(loss.class_loss|match.class_cost) must be softmax, .* got focal"):
             replace(settings, **changed)
+
+
+def test_integers_beyond_floating_point_numbers_are_refused():
+    with pytest.raises(ConfigError, match=r"optim\.lr must be at least 0, got 1000"):
+        OptimConfig(lr=10**400)
+    with pytest.raises(ValueError, match="loss_ce must be a finite number, got 1000"):
+        LossWeights(loss_ce=10**400)

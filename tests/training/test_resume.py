@@ -11,6 +11,7 @@ import yaml
 from detr_fast.models import CheckpointError
 from detr_fast.training import Trainer
 from detr_fast.training.config import as_plain_data
+from detr_fast.training.monitor import read_metrics
 from detr_fast.training.resume import APPLIED, FIXED, _flatten
 
 
@@ -100,3 +101,38 @@ def test_the_weights_to_start_from_are_not_needed_again(config, tmp_path):
     Trainer(settings).run()
     (tmp_path / "first/model").rename(tmp_path / "elsewhere")
     assert Trainer(settings, resume=True).state.progress.epoch == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fused", [True, False])
+def test_runs_are_resumed_across_the_implementations_of_the_optimizer(config, tmp_path, fused):
+    def losses(output: str, parts: list[tuple[int, bool]]) -> list[float]:
+        settings = config(output=str(tmp_path / output), dropout=0.0, eval_every=9)
+        for part, (epochs, is_fused) in enumerate(parts):
+            trainer = Trainer(
+                replace(settings, epochs=epochs, optim=replace(settings.optim, schedule="step")), resume=part > 0
+            )
+            for group in trainer.state.optimizer.param_groups:
+                group["fused"] = is_fused
+            trainer.run()
+        rows = read_metrics(tmp_path / output / "metrics.jsonl")
+        return [row["loss"] for row in rows if row["kind"] == "train"]
+
+    expected = losses("one", [(1, fused), (2, fused)])
+    assert losses("both", [(1, fused), (2, not fused)]) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_restored_moments_have_the_strides_of_their_parameters(config):
+    """The fused optimizer on a CPU reads parameters, gradients and moments in the order of their memory."""
+    settings = config(epochs=1)
+    trainer = Trainer(settings)
+    trainer.run()
+    saved = trainer.state.state_dict()
+    for moments in saved["optimizer"]["state"].values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if moments[name].dim() == 4:
+                moments[name] = moments[name].to(memory_format=torch.channels_last)
+    trainer.state.load(saved)
+    for parameter, moments in trainer.state.optimizer.optimizer.state.items():
+        assert moments["exp_avg"].stride() == moments["exp_avg_sq"].stride() == parameter.stride()
