@@ -97,7 +97,8 @@ class MovingAverage(nn.Module):
         """Average the weights of the model in, and copy its buffers."""
         n = self.n_averaged
         decay = ((n + 1) / (n + 10)).clamp(max=self.decay) * (n > 0)
-        averages, weights = list(self.module.parameters()), list(model.parameters())
+        averages: list[Tensor] = list(self.module.parameters())
+        weights: list[Tensor] = list(model.parameters())
         torch._foreach_mul_(averages, decay)
         torch._foreach_add_(averages, torch._foreach_mul(weights, 1 - decay))
         if buffers := list(self.module.buffers()):

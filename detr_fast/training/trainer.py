@@ -21,6 +21,7 @@ from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.criterion import SetCriterion
 from detr_fast.data import Batch, Resize
 from detr_fast.training.config import ConfigError, TrainConfig, as_plain_data
+from detr_fast.training.device import set_tf32
 from detr_fast.training.evaluation import EvaluationStopped, evaluate
 from detr_fast.training.files import OutputLock, write_atomically
 from detr_fast.training.loading import build_eval_data, build_train_data
@@ -59,6 +60,8 @@ class Trainer:
         self.output = Path(config.output)
         check_model(config.model)
         self.accelerator = build_accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
+        if self.accelerator.mixed_precision == "no":
+            set_tf32(config.allow_tf32)
         self._lock = self._lock_output()
         saved = self._saved_state(resume)
         self.data = build_train_data(config.data, self.accelerator, seed=config.seed)
