@@ -88,10 +88,11 @@ class Trainer:
         if saved is not None:  # the weights to start from are not needed again
             architecture = replace(architecture, weights=None, backbone_weights=None)
         model = build_model(architecture, config.data, self.data.dataset.categories)
+        self.criterion = SetCriterion(config.match, config.loss)
         steps_per_epoch = math.ceil(len(self.data) / config.optim.accumulate)
         self.state = RunState(model, config, self.accelerator, steps_per_epoch=steps_per_epoch)
         self.monitor = LossMonitor()
-        self.step = TrainingStep(self.state, SetCriterion(config.match, config.loss), self.monitor, config.optim)
+        self.step = TrainingStep(self.state, self.criterion, self.monitor, config.optim)
         self.stop = StopSignal(patience=PATIENCE if self.accelerator.num_processes > 1 else None)
         if saved is not None:
             self._check_data(saved)
