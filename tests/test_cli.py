@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,7 +151,7 @@ def test_bad_annotation_files(shapes, tmp_path, content, message, capsys):
     assert message in _error([*arguments, *MODEL], capsys)
 
 
-@pytest.mark.parametrize("name", ["detr_r50", "detr_r50_mmdet3", "demo"])
+@pytest.mark.parametrize("name", ["detr_r50", "detr_r50_fast", "detr_r50_mmdet3", "demo"])
 def test_shipped_configurations(name, monkeypatch, capsys):
     built = []
     monkeypatch.setattr(Trainer, "__init__", lambda self, config, resume: built.append(config) or sys_exit())
@@ -160,9 +161,24 @@ def test_shipped_configurations(name, monkeypatch, capsys):
 
     assert _exit_code(["train", "--config", name]) == 0
     (config,) = built
-    expected = {"detr_r50": 300, "detr_r50_mmdet3": 150, "demo": config.epochs}
+    expected = {"detr_r50": 300, "detr_r50_fast": 300, "detr_r50_mmdet3": 150, "demo": config.epochs}
     assert (config.epochs, config.optim.drop_epoch) == (expected[name], None)
     assert (config.model.backbone == "resnet50") == (name != "demo")
+    assert config.mixed_precision == "auto"
+
+
+def test_the_fast_configuration_differs_in_speed_only(monkeypatch):
+    built = []
+    monkeypatch.setattr(cli, "_run", lambda config, resume: built.append(config))
+    for name in ("detr_r50", "detr_r50_fast"):
+        _exit_code(["train", f"--config={name}"])
+    paper, fast = built
+    assert fast.compile
+    assert fast.allow_tf32
+    assert fast.data.batch_size * fast.optim.accumulate == 8 * paper.data.batch_size
+    data = replace(fast.data, batch_size=paper.data.batch_size, num_workers=paper.data.num_workers)
+    same = replace(fast, compile=False, allow_tf32=False, output=paper.output, data=data)
+    assert replace(same, optim=replace(same.optim, accumulate=1)) == paper
 
 
 def test_flags_go_over_the_file(monkeypatch):

@@ -162,7 +162,11 @@ class TrainConfig:
         output: directory for checkpoints, metrics, curves and drawings.
         epochs: number of passes over the training images.
         seed: seed of the initial weights, the order of the images, the augmentation and dropout.
-        mixed_precision: precision in which Accelerate runs the model.
+        mixed_precision: precision in which Accelerate runs the model; auto is bf16 on a GPU that supports it, and no
+            elsewhere.
+        allow_tf32: whether a GPU may round the factors of float32 matrix products and convolutions to TF32 where
+            mixed_precision is no.
+        compile: compile the backbone and the transformer with torch.compile.
         device: auto uses a GPU if there is one, and cuda requires one.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         checkpoint_every: epochs between checkpoints that are kept; 0 keeps only the last and the best.
@@ -182,7 +186,9 @@ class TrainConfig:
     output: str = "runs/train"
     epochs: int = 300
     seed: int = 42
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "no"
+    allow_tf32: bool = False
+    compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     eval_every: int = 1
     checkpoint_every: int = 100

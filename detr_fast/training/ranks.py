@@ -25,7 +25,8 @@ def build_accelerator(*, mixed_precision: str, device: str = "auto") -> Accelera
     """Build the accelerator, with one rank for each process of the launch.
 
     Args:
-        mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
+        mixed_precision: ``"no"``, ``"fp16"``, ``"bf16"``, or ``"auto"`` for bf16 on a GPU that supports it and no
+            mixed precision elsewhere.
         device: ``"auto"`` for a GPU if there is one, ``"cpu"`` or ``"cuda"``.
 
     Raises:
@@ -36,6 +37,9 @@ def build_accelerator(*, mixed_precision: str, device: str = "auto") -> Accelera
     launched = next((int(os.environ[name]) for name in _WORLD_SIZE if os.environ.get(name, "").isdecimal()), 1)
     # Without an accelerator, Accelerate makes ranks of the processes only if the CPU is asked for.
     cpu = device == "cpu" or (launched > 1 and not torch.accelerator.is_available())
+    if mixed_precision == "auto":
+        supported = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        mixed_precision = "bf16" if supported else "no"
     try:
         accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
     except ValueError as error:

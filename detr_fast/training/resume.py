@@ -36,6 +36,8 @@ APPLIED = (
     "output",
     "epochs",  # not below the number of completed epochs
     "mixed_precision",
+    "allow_tf32",
+    "compile",
     "device",
     "eval_every",
     "checkpoint_every",

@@ -16,6 +16,7 @@ from torch import Tensor
 from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.models import DETR
 from detr_fast.training.config import TrainConfig
+from detr_fast.training.device import fastest_memory_format
 from detr_fast.training.optim import MovingAverage, build_optimizer, build_scheduler
 
 
@@ -42,18 +43,27 @@ class RunState:
     """Model, optimizer, schedule, moving average, random states and progress of a run.
 
     Args:
-        model: The model to train; it is moved to the device of the accelerator and wrapped for its ranks.
+        model: The model to train; it is moved to the device of the accelerator, compiled if the configuration says so,
+            and wrapped for its ranks.
         config: The configuration of the run.
         accelerator: The accelerator of the run.
         steps_per_epoch: Number of optimizer steps per epoch.
+
+    Attributes:
+        memory_format: The memory format of the convolutional weights, and of the images that are fastest with them.
     """
 
     def __init__(self, model: DETR, config: TrainConfig, accelerator: Accelerator, *, steps_per_epoch: int) -> None:
         self.accelerator = accelerator
+        self.memory_format = fastest_memory_format(accelerator.device)
         model.to(accelerator.device)
+        model.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # the overload has no annotation
         optimizer = build_optimizer(model, config.optim)
         self.scheduler = build_scheduler(optimizer, config.optim, steps_per_epoch=steps_per_epoch, epochs=config.epochs)
         self.ema = MovingAverage(model, config.optim.ema_decay) if config.optim.ema_decay else None
+        if config.compile:
+            model.body.compile()
+            model.transformer.compile()
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.progress = Progress()
         torch.manual_seed(config.seed + 1 + accelerator.process_index)  # dropout differs between ranks

@@ -43,8 +43,9 @@ class TrainingStep:
         """
         state, accelerator = self._state, self._state.accelerator
         where = f"step {state.progress.step + 1}, images {batch.image_ids}"
+        images = batch.images.contiguous(memory_format=state.memory_format)
         with nullcontext() if last else accelerator.no_sync(state.model):
-            output = state.model(batch.images, batch.padding)
+            output = state.model(images, batch.padding)
             try:
                 total, terms = self._criterion(output.logits.float(), output.boxes.float(), batch.targets)
             except ValueError as error:

@@ -22,6 +22,7 @@ from detr_fast.criterion import SetCriterion
 from detr_fast.data import Batch, Resize
 from detr_fast.text import format_metric
 from detr_fast.training.config import ConfigError, TrainConfig, as_plain_data
+from detr_fast.training.device import set_tf32
 from detr_fast.training.evaluation import EvaluationStopped, evaluate
 from detr_fast.training.files import OutputLock, write_atomically
 from detr_fast.training.loading import build_eval_data, build_train_data
@@ -60,6 +61,8 @@ class Trainer:
         self.output = Path(config.output)
         check_model(config.model)
         self.accelerator = build_accelerator(mixed_precision=config.mixed_precision, device=config.device)
+        if self.accelerator.mixed_precision == "no":
+            set_tf32(config.allow_tf32)
         self._lock = self._lock_output()
         saved = self._saved_state(resume)
         self.data = build_train_data(config.data, self.accelerator, seed=config.seed)
@@ -86,10 +89,11 @@ class Trainer:
         if saved is not None:  # the weights to start from are not needed again
             architecture = replace(architecture, weights=None, backbone_weights=None)
         model = build_model(architecture, config.data, self.data.dataset.categories)
+        self.criterion = SetCriterion(config.match, config.loss)
         steps_per_epoch = math.ceil(len(self.data) / config.optim.accumulate)
         self.state = RunState(model, config, self.accelerator, steps_per_epoch=steps_per_epoch)
         self.monitor = LossMonitor()
-        self.step = TrainingStep(self.state, SetCriterion(config.match, config.loss), self.monitor, config.optim)
+        self.step = TrainingStep(self.state, self.criterion, self.monitor, config.optim)
         self.stop = StopSignal(patience=PATIENCE if self.accelerator.num_processes > 1 else None)
         if saved is not None:
             self._check_data(saved)
