@@ -122,12 +122,12 @@ def test_loads_strictly_and_names_every_fault(small_detr):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     weights = {name: torch.randn_like(tensor) for name, tensor in before.items()}
     weights["head.weight"] = weights.pop("bbox_embed.layers.2.weight")
-    weights["query_embed.weight"] = torch.zeros(7, 16)
+    weights["query_embed.weight"] = torch.zeros(7, 8)
     with pytest.raises(CheckpointError) as caught:
         load_weights(model, weights)
     assert "1 missing from the checkpoint: bbox_embed.layers.2.weight" in str(caught.value)
     assert "1 unknown to the model: head.weight" in str(caught.value)
-    assert "1 of another shape: query_embed.weight is [7, 16], the model's [5, 16]" in str(caught.value)
+    assert "1 of another shape: query_embed.weight is [7, 8], the model's [5, 16]" in str(caught.value)
     assert_same_weights(model, before)
 
 
