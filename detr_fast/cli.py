@@ -147,21 +147,11 @@ COMMANDS = {
 
 def _run_command(arguments: Sequence[str]) -> int | str | None:
     """Parse the arguments and run the command; returns the exit status, or a message for the status 1."""
-    command = next((argument for argument in arguments if argument in COMMANDS), None)
-    completes = command is None and any(argument.partition("=")[0] == COMPLETION for argument in arguments)
-    parser = _build_parser(COMMANDS if completes else {command})
-    try:
-        parsed = parser.parse_args(_resolve_configs(arguments, parser))
-        options = parser.instantiate(parsed)[parsed.subcommand]
-    # An integer beyond a float, or a value that a class refused.
-    except (argparse.ArgumentError, OverflowError, ValueError) as error:
-        name = "detr-fast" if command is None else f"detr-fast {command}"
-        print(f"{name}: {' '.join(str(error).split())} (see {name} --help)", file=sys.stderr)
-        return 2
+    command, options = _parse(arguments)
     from detr_fast.training import USER_ERRORS, Stopped
 
     try:
-        return COMMANDS[parsed.subcommand](options)
+        return COMMANDS[command](options)
     except Stopped as stopped:
         print(f"{stopped}; to continue, run the same command with --resume", file=sys.stderr)
         return 128 + stopped.signal
@@ -179,6 +169,21 @@ def _leave_process_group() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _parse(arguments: Sequence[str]) -> tuple[str, Namespace]:
+    """Return the name of the command and its options; an error ends the process with one line."""
+    command = next((argument for argument in arguments if argument in COMMANDS), None)
+    completes = command is None and any(argument.partition("=")[0] == COMPLETION for argument in arguments)
+    parser = _build_parser(COMMANDS if completes else {command})
+    try:
+        parsed = parser.parse_args(_resolve_configs(arguments, parser))
+        return parsed.subcommand, parser.instantiate(parsed)[parsed.subcommand]
+    # An integer beyond a float, or a value that a class refused.
+    except (argparse.ArgumentError, OverflowError, ValueError) as error:
+        name = "detr-fast" if command is None else f"detr-fast {command}"
+        print(f"{name}: {' '.join(str(error).split())} (see {name} --help)", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _build_parser(complete: Container[str | None]) -> ArgumentParser:
