@@ -31,8 +31,9 @@ CALLS = {
     ),
 }
 SCRIPT = """
-import numpy, torch
+import numpy, signal, torch
 from detr_fast import ops
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
 solve = ops.batch_linear_sum_assignment
 {call}
 print("ready", flush=True)
@@ -54,7 +55,7 @@ def test_ctrl_c(name):
         start = time.monotonic()
         child.send_signal(signal.SIGINT)
         assert child.stdout.readline() == "interrupted [1, 0, 2]\n"
-        assert time.monotonic() - start < 3  # a second, and more where other processes use the cores
+        assert time.monotonic() - start < 8  # a second, and more where other processes use the cores
         assert child.wait(timeout=30) == 0
     finally:
         child.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial, partialmethod
 from itertools import pairwise
 
@@ -51,7 +52,7 @@ def _fake_batch(device: torch.device) -> Batch:
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_step_with_fake_tensors_needs_no_number(config, small_detr, device, monkeypatch):
     settings = config(ema_decay=0.99, clip_norm=0.1, accumulate=2)
-    accelerator = build_accelerator(mixed_precision="no", cpu=device == "cpu")
+    accelerator = build_accelerator(mixed_precision="no", device=device)
     monkeypatch.setattr(DETR, "to", lambda self, *args, **kwargs: self)  # PyTorch cannot move fake parameters,
     monkeypatch.setattr(optim, "deepcopy", lambda model: small_detr())  # and copies the mode of the copied ones
     with FakeTensorMode(), torch.device(accelerator.device):
@@ -100,13 +101,18 @@ def _batches(random_targets) -> list[Batch]:
     return batches
 
 
+def _move(batch: Batch, device: str) -> Batch:
+    images, mask, targets = batch.images.to(device), batch.mask.to(device), batch.targets.to(device)
+    return replace(batch, images=images, mask=mask, targets=targets)
+
+
 def _losses(settings, model, batches, *, device: str = "cpu") -> list[float]:
-    accelerator = build_accelerator(mixed_precision="no", cpu=device == "cpu")
+    accelerator = build_accelerator(mixed_precision="no", device=device)
     state, monitor = RunState(model, settings, accelerator, steps_per_epoch=3), LossMonitor()
     step = TrainingStep(state, SetCriterion(), monitor, settings.optim)
     losses = []
     for batch in batches:
-        step.accumulate(batch.to(device), last=True)
+        step.accumulate(_move(batch, device), last=True)
         state.step()
         losses.append(monitor.means()["loss"])
     return losses
@@ -140,7 +146,7 @@ def test_a_compiled_model_is_saved_as_the_eager_one(config, small_detr):
         RunState(
             small_detr(),
             config(compile=compiled, ema_decay=0.9),
-            build_accelerator(mixed_precision="no", cpu=True),
+            build_accelerator(mixed_precision="no", device="cpu"),
             steps_per_epoch=3,
         ).state_dict()
         for compiled in (False, True)
