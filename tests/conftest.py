@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from detr_fast import DETR, Targets
 from detr_fast.models.resnet import FrozenBatchNorm2d
+from detr_fast.ops import faults
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is defined
@@ -23,6 +24,12 @@ GOLDEN = Path(__file__).parent / "golden"
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("there is no GPU")
+
+
+@pytest.fixture(autouse=True)
+def own_status_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What kernels report during a test is not read during the next one."""
+    monkeypatch.setattr(faults, "_words", {})
 
 
 @pytest.fixture

@@ -1,11 +1,7 @@
 from __future__ import annotations
 
-from contextlib import suppress
-
 import pytest
 import torch
-
-from detr_fast import raise_faults
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +22,3 @@ NO_INTERPRETER = pytest.mark.skipif(
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Where the kernels run: the CPU, in Triton's interpreter, or a GPU; a process can do only one of them."""
     return torch.device(request.param)
-
-
-@pytest.fixture(autouse=True)
-def no_fault_is_left():
-    """What a test provoked on the device is not the next one's."""
-    yield
-    with suppress(ValueError):
-        raise_faults()
