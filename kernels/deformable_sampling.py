@@ -88,18 +88,61 @@ def _load_point(
     SHARED: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """The reference point of a level, its width and height (1 where it has none), and whether all are finite."""
-    if not SHARED:
-        points_ptr += LEVEL * COORDINATES
-    x = tl.load(points_ptr, mask=inside, other=0).to(COMPUTE)
-    y = tl.load(points_ptr + 1, mask=inside, other=0).to(COMPUTE)
-    finite = _is_finite(x) & _is_finite(y)
-    width, height = tl.full(x.shape, 1, COMPUTE), tl.full(x.shape, 1, COMPUTE)
+    """The reference point of a level, its width and height, and whether all are finite.
+
+    Without reference points it is 0, and without boxes the width and height are 1.
+    """
+    x, y = tl.zeros(inside.shape, COMPUTE), tl.zeros(inside.shape, COMPUTE)
+    width, height = tl.full(inside.shape, 1, COMPUTE), tl.full(inside.shape, 1, COMPUTE)
+    finite = inside
+    if COORDINATES > 0:
+        if not SHARED:
+            points_ptr += LEVEL * COORDINATES
+        x = tl.load(points_ptr, mask=inside, other=0).to(COMPUTE)
+        y = tl.load(points_ptr + 1, mask=inside, other=0).to(COMPUTE)
+        finite = _is_finite(x) & _is_finite(y)
     if COORDINATES == 4:
         width = tl.load(points_ptr + 2, mask=inside, other=0).to(COMPUTE)
         height = tl.load(points_ptr + 3, mask=inside, other=0).to(COMPUTE)
         finite = finite & _is_finite(width) & _is_finite(height)
     return x, y, width, height, finite
+
+
+@triton.jit
+def _load_sample(
+    locations_ptr,
+    weights_ptr,
+    n,
+    inside,
+    center_x,
+    center_y,
+    box_width,
+    box_height,
+    finite,
+    greatest,
+    inverse_sum,
+    offset_scale,
+    height,
+    width,
+    NUM_POINTS: tl.constexpr,  # of the level
+    COORDINATES: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """The location of the n-th point in fractions of its level, its weight, whether it is usable, and its offset."""
+    x = tl.load(locations_ptr + 2 * n, mask=inside, other=0).to(COMPUTE)
+    y = tl.load(locations_ptr + 2 * n + 1, mask=inside, other=0).to(COMPUTE)
+    weight = tl.load(weights_ptr + n, mask=inside, other=0).to(COMPUTE)
+    usable, offset_x, offset_y = inside, x, y
+    if COORDINATES > 0:
+        usable = inside & finite & _is_finite(x) & _is_finite(y)
+        weight = tl.exp(weight - greatest) * inverse_sum
+        offset_x, offset_y = tl.where(usable, x, 0), tl.where(usable, y, 0)
+        if COORDINATES == 4:
+            x = center_x + x / NUM_POINTS * box_width * offset_scale
+            y = center_y + y / NUM_POINTS * box_height * offset_scale
+        else:
+            x, y = center_x + x / width, center_y + y / height
+    return x, y, weight, usable, offset_x, offset_y
 
 
 @triton.jit
@@ -205,6 +248,7 @@ def deformable_attention_fwd_kernel(
     d = tl.arange(0, BLOCK_D)[None, :]
     column = (d < WIDTH) & inside[:, None]
     value_ptr += image * num_values * (NUM_HEADS * WIDTH) + (head * WIDTH)[:, None] + d
+    greatest, inverse_sum = tl.zeros((BLOCK_M,), COMPUTE), tl.zeros((BLOCK_M,), COMPUTE)
     if COORDINATES > 0:
         num_sets: tl.constexpr = 1 if SHARED else len(POINTS)
         points_ptr += (image * num_queries + query) * (num_sets * COORDINATES)
@@ -217,23 +261,29 @@ def deformable_attention_fwd_kernel(
         height, width = _level_size(
             shapes_ptr, size0, size1, size2, size3, size4, size5, size6, size7, level, ON_DEVICE
         )
-        if COORDINATES > 0:
-            center_x, center_y, box_width, box_height, finite = _load_point(
-                points_ptr, inside, level, COORDINATES, SHARED, COMPUTE
-            )
+        center_x, center_y, box_width, box_height, finite = _load_point(
+            points_ptr, inside, level, COORDINATES, SHARED, COMPUTE
+        )
         for _ in range(POINTS[level]):
-            x = tl.load(locations_ptr + 2 * n, mask=inside, other=0).to(COMPUTE)
-            y = tl.load(locations_ptr + 2 * n + 1, mask=inside, other=0).to(COMPUTE)
-            weight = tl.load(weights_ptr + n, mask=inside, other=0).to(COMPUTE)
-            usable = inside
-            if COORDINATES > 0:
-                usable = inside & finite & _is_finite(x) & _is_finite(y)
-                weight = tl.exp(weight - greatest) * inverse_sum
-                if COORDINATES == 4:
-                    x = center_x + x / POINTS[level] * box_width * offset_scale
-                    y = center_y + y / POINTS[level] * box_height * offset_scale
-                else:
-                    x, y = center_x + x / width, center_y + y / height
+            x, y, weight, usable, _, _ = _load_sample(
+                locations_ptr,
+                weights_ptr,
+                n,
+                inside,
+                center_x,
+                center_y,
+                box_width,
+                box_height,
+                finite,
+                greatest,
+                inverse_sum,
+                offset_scale,
+                height,
+                width,
+                POINTS[level],
+                COORDINATES,
+                COMPUTE,
+            )
             left, top, right_part, lower_part, near = _cell(x * width, y * height, height, width, usable, DISCRETE)
             for right in tl.static_range(1 if DISCRETE else 2):
                 for lower in tl.static_range(1 if DISCRETE else 2):
@@ -321,6 +371,8 @@ def deformable_attention_bwd_kernel(
     if FIXED_POINT:
         scale, _ = _fixed_point_scale(largest_grad_ptr, largest_weight_ptr, count)
     num_sets: tl.constexpr = 1 if SHARED else len(POINTS)
+    zero = tl.zeros((BLOCK_M,), COMPUTE)
+    greatest, inverse_sum = zero, zero
     if COORDINATES > 0:
         points_ptr += (image * num_queries + query) * (num_sets * COORDINATES)
         if WITH_POINTS:
@@ -329,7 +381,6 @@ def deformable_attention_bwd_kernel(
     offset_scale = tl.full((BLOCK_M,), OFFSET_SCALE, COMPUTE)  # a constant would be rounded to float32
     all_points = tl.arange(0, BLOCK_N)[None, :]
     grad_weights = tl.zeros((BLOCK_M, BLOCK_N), COMPUTE)
-    zero = tl.zeros((BLOCK_M,), COMPUTE)
     point_x, point_y, point_width, point_height = zero, zero, zero, zero
     first = image * 0
     n = 0
@@ -337,24 +388,29 @@ def deformable_attention_bwd_kernel(
         height, width = _level_size(
             shapes_ptr, size0, size1, size2, size3, size4, size5, size6, size7, level, ON_DEVICE
         )
-        if COORDINATES > 0:
-            center_x, center_y, box_width, box_height, finite = _load_point(
-                points_ptr, inside, level, COORDINATES, SHARED, COMPUTE
-            )
+        center_x, center_y, box_width, box_height, finite = _load_point(
+            points_ptr, inside, level, COORDINATES, SHARED, COMPUTE
+        )
         for _ in range(POINTS[level]):
-            x = tl.load(locations_ptr + 2 * n, mask=inside, other=0).to(COMPUTE)
-            y = tl.load(locations_ptr + 2 * n + 1, mask=inside, other=0).to(COMPUTE)
-            weight = tl.load(weights_ptr + n, mask=inside, other=0).to(COMPUTE)
-            usable = inside
-            if COORDINATES > 0:
-                usable = inside & finite & _is_finite(x) & _is_finite(y)
-                weight = tl.exp(weight - greatest) * inverse_sum
-                offset_x, offset_y = tl.where(usable, x, 0), tl.where(usable, y, 0)
-                if COORDINATES == 4:
-                    x = center_x + x / POINTS[level] * box_width * offset_scale
-                    y = center_y + y / POINTS[level] * box_height * offset_scale
-                else:
-                    x, y = center_x + x / width, center_y + y / height
+            x, y, weight, usable, offset_x, offset_y = _load_sample(
+                locations_ptr,
+                weights_ptr,
+                n,
+                inside,
+                center_x,
+                center_y,
+                box_width,
+                box_height,
+                finite,
+                greatest,
+                inverse_sum,
+                offset_scale,
+                height,
+                width,
+                POINTS[level],
+                COORDINATES,
+                COMPUTE,
+            )
             left, top, right_part, lower_part, near = _cell(x * width, y * height, height, width, usable, DISCRETE)
             grad_weight, grad_x, grad_y = zero, zero, zero
             for right in tl.static_range(1 if DISCRETE else 2):
