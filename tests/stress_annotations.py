@@ -6,12 +6,9 @@ Each mutant must be refused with a DataError, or be read, checked, loaded, batch
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import random
-import tempfile
-import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -22,6 +19,7 @@ from PIL import Image
 
 from detr_fast.data import CocoDetection, DataError, Resize, check_dataset, collate, count_faults
 from detr_fast.training.evaluation import _dataset_metrics
+from tests.stress import main
 
 JUNK: list[Any] = [
     *(
@@ -48,23 +46,6 @@ JUNK: list[Any] = [
     *([], {}, [1], [0, 0, 5, 5], [0, 0, 1e308, 1e308], [-1e308, 0, 1e308, 5], [10**300] * 4, ["1", 2, 3, 4], [[1]]),
     *({"id": 1}, {"a": {"b": []}}),
 ]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=5000)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
-    options = parser.parse_args()
-    print(f"seed {options.seed}")
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        counts, failures = run(Path(folder), options.cases, options.seed)
-    for outcome, count in sorted(counts.items()):
-        print(f"{count:6d} {outcome}")
-    for failure in failures:
-        print(failure)
-    print(f"{sum(counts.values())} files, {len(failures)} failures, {time.perf_counter() - start:.0f} s")
-    raise SystemExit(bool(failures))
 
 
 def run(folder: Path, cases: int, seed: int) -> tuple[Counter[str], list[str]]:
@@ -146,4 +127,4 @@ def _data_set(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    main(run, __doc__, cases=5000, counted="mutants")

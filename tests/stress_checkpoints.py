@@ -6,11 +6,8 @@ as those of padding, carry no content. So must a complete checkpoint in which a 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import random
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +25,7 @@ from detr_fast.training.config import as_plain_data
 from detr_fast.training.resume import check_resumed
 from detr_fast.training.run_checkpoint import load_checkpoint, save_checkpoint
 from detr_fast.training.state import RunState
+from tests.stress import main
 
 SIZES = {"hidden_dim": 8, "num_heads": 2, "num_encoder_layers": 1, "num_decoder_layers": 1, "dim_feedforward": 8}
 CONFIG = TrainConfig(
@@ -38,23 +36,6 @@ CONFIG = TrainConfig(
 )
 JUNK: list[Any] = [None, -5, 0, 2**70, 1.5, float("nan"), "text", [], {}, (), [None], {"a": 1}, torch.zeros(3, 2)]
 Load = Callable[[Path], Any]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=400, help="damaged files of each kind")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
-    options = parser.parse_args()
-    print(f"seed {options.seed}")
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        counts, failures = run(Path(folder), options.cases, options.seed)
-    for outcome, count in sorted(counts.items()):
-        print(f"{count:6d} {outcome}")
-    for failure in failures:
-        print(failure)
-    print(f"{sum(counts.values())} files, {len(failures)} failures, {time.perf_counter() - start:.0f} s")
-    raise SystemExit(bool(failures))
 
 
 def run(folder: Path, cases: int, seed: int) -> tuple[Counter[str], list[str]]:
@@ -168,4 +149,4 @@ def _equal(first: Any, second: Any) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    main(run, __doc__, cases=400, counted="damaged files of each kind")

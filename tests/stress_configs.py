@@ -7,15 +7,12 @@ CheckpointError, or be loaded.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import io
 import json
 import random
 import struct
-import tempfile
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,6 +28,7 @@ from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.data import Augmentation, make_shapes
 from detr_fast.training import USER_ERRORS, DataConfig, ModelConfig, TrainConfig, Trainer
 from detr_fast.training.config import as_plain_data
+from tests.stress import main
 from tests.stress_annotations import JUNK as ANY_JUNK
 from tests.stress_annotations import mutate
 
@@ -53,23 +51,6 @@ TRANSFORMERS = {
 }
 JUNK = [value for value in ANY_JUNK if value != 2**31]  # for which a user's own run may need tens of gigabytes
 Case = tuple[str, str, str]  # kind, outcome, content of the mutant
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=500, help="mutants of each kind")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
-    options = parser.parse_args()
-    print(f"seed {options.seed}")
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        counts, failures = run(Path(folder), options.cases, options.seed)
-    for outcome, count in sorted(counts.items()):
-        print(f"{count:6d} {outcome}")
-    for failure in failures:
-        print(failure)
-    print(f"{sum(counts.values())} files, {len(failures)} failures, {time.perf_counter() - start:.0f} s")
-    raise SystemExit(bool(failures))
 
 
 def run(folder: Path, cases: int, seed: int) -> tuple[Counter[str], list[str]]:
@@ -188,4 +169,4 @@ def _offline() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main()
+    main(run, __doc__, cases=500, counted="mutants of each kind")
