@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,14 +12,12 @@ from benchmarks.cases.multi_scale_deformable_attention import (
     SHAPES,
     WIDTH,
     Shape,
+    attention_case,
     cell_centers,
-    evaluate,
     host_library,
     off_centers,
-    slow_backends,
 )
-from benchmarks.registry import Case, Goal, Implementation, backends, default_backend
-from detr_fast import ops
+from benchmarks.registry import Case
 
 SIZES = [("encoder", 1), ("decoder", 1), ("rt_detr", 1), ("rt_detr", 8), ("d_fine", 1)]
 SMALL = [("small", 2)]
@@ -29,31 +26,9 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # value, points, offsets
 
 
 def case(device: torch.device, shape: str, images: int) -> Case:
-    layer = SHAPES[shape]
-
-    def compute(inputs: Inputs, backend: str) -> tuple[Tensor, ...]:
-        attend = partial(ops.fused_deformable_attention, points_per_level=layer.points, backend=backend)
-        return evaluate(lambda value, *others: attend(value, layer.levels, *others), inputs)
-
-    def transformers(inputs: Inputs) -> Implementation:
-        return Implementation(partial(evaluate, host_attention(layer), inputs))
-
-    is_host, default = device.type == "cpu", default_backend("fused_deformable_attention", device)
-    # The reference keeps all that it gathers, which is gigabytes for an encoder.
-    exact = default if layer.queries is None else "reference"
-    return Case(
-        f"{layer.name}, {images} images, with gradients",
-        default,
-        lambda: random_inputs(layer, images, device),
-        {
-            **backends("fused_deformable_attention", device, compute, exclude=slow_backends(layer)),
-            "transformers": transformers,
-        },
-        lambda inputs: compute(tuple(tensor.double() for tensor in inputs), exact),
-        rtol=1e-3,
-        atol=2e-2,  # of the gradient of points, which adds up those of all heads and locations
-        goals=(Goal("ratio", layer.faster, "transformers"),) if is_host and layer.faster else (),
-        has_memory=True,
+    # The absolute error is that of the gradient of points, which adds up those of all heads and locations.
+    return attention_case(
+        "fused_deformable_attention", device, SHAPES[shape], images, random_inputs, host_attention, atol=2e-2
     )
 
 

@@ -50,10 +50,10 @@ def case(device: torch.device, images: int, height: int, width: int, use: str) -
             part.resize((width, height), Image.Resampling.LANCZOS).save(path, quality=QUALITY)
         return files
 
-    def ours(files: Files) -> Implementation:
+    def detr_fast(files: Files) -> Implementation:
         return Implementation(partial(_load, files.paths, transform), _padded)
 
-    implementations = {"detr_fast": ours, "facebookresearch/detr": partial(_original, transform)}
+    implementations = {"detr_fast": detr_fast, "facebookresearch/detr": partial(_original, transform)}
     if use == "evaluation":
         implementations["transformers"] = _image_processor
     return Case(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -42,37 +43,56 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor]  # value, locations [B,Q,H,N,2], 
 
 
 def case(device: torch.device, shape: str, images: int) -> Case:
-    layer = SHAPES[shape]
-
-    def compute(inputs: Inputs, backend: str) -> tuple[Tensor, ...]:
-        attend = partial(ops.multi_scale_deformable_attention, points_per_level=layer.points, backend=backend)
-        return evaluate(lambda value, *others: attend(value, layer.levels, *others), inputs)
-
-    def transformers(inputs: Inputs) -> Implementation:
-        return Implementation(partial(evaluate, host_library(layer), inputs))
-
-    is_host, default = device.type == "cpu", default_backend("multi_scale_deformable_attention", device)
-    # The reference keeps all that it gathers, which is gigabytes for an encoder.
-    exact = default if layer.queries is None else "reference"
-    return Case(
-        f"{layer.name}, {images} images, with gradients",
-        default,
-        lambda: random_inputs(layer, images, device),
-        {
-            **backends("multi_scale_deformable_attention", device, compute, exclude=slow_backends(layer)),
-            "transformers": transformers,
-        },
-        lambda inputs: compute(tuple(tensor.double() for tensor in inputs), exact),
-        rtol=1e-3,
-        atol=1e-2,  # of the gradient of locations, which is multiplied by the size of a level
-        goals=(Goal("ratio", layer.faster, "transformers"),) if is_host and layer.faster else (),
-        has_memory=True,
+    # The absolute error is that of the gradient of locations, which is multiplied by the size of a level.
+    return attention_case(
+        "multi_scale_deformable_attention", device, SHAPES[shape], images, random_inputs, host_library, atol=1e-2
     )
 
 
-def slow_backends(layer: Shape) -> list[str]:
-    """Return the backends that take seconds."""
-    return ["reference"] if layer.queries is None else []
+def attention_case(
+    op: str,
+    device: torch.device,
+    layer: Shape,
+    images: int,
+    draw: Callable[[Shape, int, torch.device], tuple[Tensor, ...]],
+    host: Callable[[Shape], Any],
+    *,
+    atol: float,
+) -> Case:
+    """Build the case of an op that attends, against the host library.
+
+    Args:
+        op: Name of the op.
+        device: The device.
+        layer: The layer.
+        images: Number of images.
+        draw: Draws the values, the other arguments and the gradient of the output.
+        host: From the layer to the host library's function of the same arguments.
+        atol: Absolute tolerance of the results.
+    """
+
+    def compute(inputs: tuple[Tensor, ...], backend: str) -> tuple[Tensor, ...]:
+        attend = partial(getattr(ops, op), points_per_level=layer.points, backend=backend)
+        return evaluate(lambda value, *others: attend(value, layer.levels, *others), inputs)
+
+    def transformers(inputs: tuple[Tensor, ...]) -> Implementation:
+        return Implementation(partial(evaluate, host(layer), inputs))
+
+    default = default_backend(op, device)
+    has_goal = device.type == "cpu" and layer.faster > 0
+    # The reference keeps all that it gathers, which is gigabytes and takes seconds for an encoder.
+    slow, exact = ([], "reference") if layer.queries is not None else (["reference"], default)
+    return Case(
+        f"{layer.name}, {images} images, with gradients",
+        default,
+        lambda: draw(layer, images, device),
+        {**backends(op, device, compute, exclude=slow), "transformers": transformers},
+        lambda inputs: compute(tuple(tensor.double() for tensor in inputs), exact),
+        rtol=1e-3,
+        atol=atol,
+        goals=(Goal("ratio", layer.faster, "transformers"),) if has_goal else (),
+        has_memory=True,
+    )
 
 
 def random_inputs(layer: Shape, images: int, device: torch.device) -> Inputs:
