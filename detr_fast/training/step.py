@@ -34,7 +34,7 @@ class TrainingStep:
         """Add the gradient of a batch to that of the step.
 
         Args:
-            batch: The batch, on the device.
+            batch: The batch, on the device; best in the memory format of the state.
             last: Whether this is the last batch of the step, after which the gradients of the ranks are averaged and
                 clipped.
 
@@ -43,9 +43,8 @@ class TrainingStep:
         """
         state, accelerator = self._state, self._state.accelerator
         where = f"step {state.progress.step + 1}, images {batch.image_ids}"
-        images = batch.images.contiguous(memory_format=state.memory_format)
         with nullcontext() if last else accelerator.no_sync(state.model):
-            output = state.model(images, batch.padding)
+            output = state.model(batch.images, batch.padding)
             try:
                 total, terms = self._criterion(output.logits.float(), output.boxes.float(), batch.targets)
             except ValueError as error:

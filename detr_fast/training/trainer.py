@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.criterion import SetCriterion
-from detr_fast.data import Batch, Resize
+from detr_fast.data import PackedBatch, Resize
 from detr_fast.text import format_metric
 from detr_fast.training.config import ConfigError, TrainConfig, as_plain_data
 from detr_fast.training.device import set_tf32
@@ -156,7 +156,7 @@ class Trainer:
             for index, batch in enumerate(self.data.epoch(epoch, start=start), start):
                 ends_epoch = index + 1 == len(self.data)
                 ends_step = ends_epoch or (index + 1) % config.optim.accumulate == 0
-                self._train_batch(batch.to(self.accelerator.device, non_blocking=True), ends_step=ends_step)
+                self._train_batch(batch, ends_step=ends_step)
                 self.stop.beat()
                 progress.samples += per_batch
                 progress.seconds += clock.count(per_batch)
@@ -171,8 +171,9 @@ class Trainer:
                     self._save(LAST)
                 self._stop_if_asked(synchronized=logs)
 
-    def _train_batch(self, batch: Batch, *, ends_step: bool) -> None:
-        self.step.accumulate(batch, last=ends_step)
+    def _train_batch(self, batch: PackedBatch, *, ends_step: bool) -> None:
+        device, memory_format = self.accelerator.device, self.state.memory_format
+        self.step.accumulate(batch.to(device, non_blocking=True, memory_format=memory_format), last=ends_step)
         if self.accelerator.device.type == "cpu":
             self.monitor.check()  # before the step; on a CPU this synchronizes nothing
         if ends_step:

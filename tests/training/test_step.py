@@ -101,9 +101,9 @@ def _batches(random_targets) -> list[Batch]:
     return batches
 
 
-def _move(batch: Batch, device: str) -> Batch:
-    images, mask, targets = batch.images.to(device), batch.mask.to(device), batch.targets.to(device)
-    return replace(batch, images=images, mask=mask, targets=targets)
+def _move(batch: Batch, device: str, memory_format: torch.memory_format) -> Batch:
+    images = batch.images.to(device, memory_format=memory_format)
+    return replace(batch, images=images, mask=batch.mask.to(device), targets=batch.targets.to(device))
 
 
 def _losses(settings, model, batches, *, device: str = "cpu") -> list[float]:
@@ -112,7 +112,7 @@ def _losses(settings, model, batches, *, device: str = "cpu") -> list[float]:
     step = TrainingStep(state, SetCriterion(), monitor, settings.optim)
     losses = []
     for batch in batches:
-        step.accumulate(_move(batch, device), last=True)
+        step.accumulate(_move(batch, device, state.memory_format), last=True)
         state.step()
         losses.append(monitor.means()["loss"])
     return losses
