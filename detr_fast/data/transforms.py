@@ -23,9 +23,9 @@ from detr_fast.images import MAX_SIDE, is_side, resize_pixels, resize_shape
 
 Region: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
-# How many times the pixels of a region a whole image may have to be resized by PyTorch, which takes about as many times
-# less time for a pixel than Pillow, which can resize a region alone.
-_WHOLE_IMAGE = 5
+# PyTorch resizes complete images only; Pillow resizes regions too, but takes several times as long for a pixel. An
+# image with more than this many times the pixels of the region is left to Pillow.
+_PILLOW_RATIO = 5
 
 
 class Labeled(NamedTuple):
@@ -64,8 +64,8 @@ class Augmentation:
         middle_max_size: maximum length of the longer side before the crop; None for no limit.
         crop_min: minimum side of the crop in pixels; a shorter side of the image is not cropped.
         crop_max: maximum side of the crop in pixels.
-        single_resize: cut the region of the crop, to whole pixels, out of the image as it is, and resize it once to the
-            final size; the intermediate size only determines the region. It is faster and blurs less.
+        single_resize: cut the region of the crop, rounded to pixels, out of the image as it is, and resize it once to
+            the final size; the intermediate size only determines the region. It is faster and blurs less.
         reduced_decode: let a data set reduce files in JPEG format while it decodes them, where that leaves more pixels
             than any resize that can be drawn gives. It is faster for large photographs and changes their pixels.
 
@@ -214,19 +214,19 @@ def _resize_and_crop(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Crop the region of the image that a resize to ``size`` gives; the region is one of the mirrored image if flipped.
 
-    Where the whole image would take longer, and memory without bound if it is long and thin and its longer side
+    Where the complete image would take longer, and memory without bound if it is long and thin and its longer side
     unlimited, only the region is computed.
     """
     left, top, right, bottom = _mirror_region(region, size[0]) if flipped else region
     height, width = image.shape[:2]
     across, down = width / size[0], height / size[1]  # pixels of the image per pixel after the resize
     shape = right - left, bottom - top
-    if size[0] * size[1] <= _WHOLE_IMAGE * shape[0] * shape[1]:
+    if size[0] * size[1] <= _PILLOW_RATIO * shape[0] * shape[1]:
         cropped = resize_pixels(image, *size)[top:bottom, left:right]
     else:
         source = (left * across, top * down, min(right * across, width), min(bottom * down, height))
-        whole = Image.fromarray(image.numpy())
-        cropped = torch.from_numpy(np.array(whole.resize(shape, Image.Resampling.BILINEAR, box=source)))
+        complete = Image.fromarray(image.numpy())
+        cropped = torch.from_numpy(np.array(complete.resize(shape, Image.Resampling.BILINEAR, box=source)))
     shifted = boxes / torch.tensor([across, down] * 2) - torch.tensor([*region[:2], *region[:2]])
     return cropped, *clip_boxes(shifted, labels, *shape)
 
@@ -234,7 +234,7 @@ def _resize_and_crop(
 def _cut(
     image: Tensor, boxes: Tensor, labels: Tensor, size: tuple[int, int], region: Region, flipped: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut out of the image what a resize to ``size`` would bring to the region, to whole pixels."""
+    """Cut out of the image what a resize to ``size`` would bring to the region, rounded to pixels."""
     height, width = image.shape[:2]
     left, right = _whole_pixels(region[0], region[2], width / size[0], width)
     top, bottom = _whole_pixels(region[1], region[3], height / size[1], height)

@@ -61,20 +61,20 @@ def predictions(model: DETR, dataset: CocoDetection, *, threshold: float) -> Fig
         threshold: Minimum score of the predictions.
     """
     shown = list(islice(filter(None, map(dataset.load_image, range(len(dataset)))), GRID_IMAGES))
-    pictures = [Image.fromarray(loaded.image.numpy()) for loaded in shown]
-    found = model.predict(pictures, threshold=threshold)
+    images = [Image.fromarray(loaded.image.numpy()) for loaded in shown]
+    found = model.predict(images, threshold=threshold)
     rows = -(-len(shown) // GRID_COLUMNS)
     figure = Figure(figsize=(4 * GRID_COLUMNS, 2.2 * rows), layout="constrained")
     axes = figure.subplots(rows, 2 * GRID_COLUMNS, squeeze=False).ravel()
     names = [category.name for category in dataset.categories]
     for axis in axes:
         axis.axis("off")
-    for index, (loaded, picture, detections) in enumerate(zip(shown, pictures, found, strict=True)):
+    for index, (loaded, image, detections) in enumerate(zip(shown, images, found, strict=True)):
         truth, prediction = axes[2 * index], axes[2 * index + 1]
-        truth.imshow(draw_boxes(picture, loaded.boxes, loaded.labels, names))
+        truth.imshow(draw_boxes(image, loaded.boxes, loaded.labels, names))
         truth.set_title(f"image {loaded.image_id}: ground truth", fontsize=7)
         prediction.imshow(
-            draw_boxes(picture, detections["boxes"], detections["labels"], names, scores=detections["scores"])
+            draw_boxes(image, detections["boxes"], detections["labels"], names, scores=detections["scores"])
         )
         prediction.set_title(f"predicted, score ≥ {threshold:g}", fontsize=7)
     return figure

@@ -242,9 +242,9 @@ def test_reduced_images_have_the_same_boxes(folder: Any) -> None:
         dataset = CocoDetection(folder.images, folder.file, augment)
         samples.append(dataset[0])
         assert dataset.report == {}
-        whole = dataset.load_image(0)
-        assert whole is not None
-        assert whole.image.shape == (300, 400, 3)
+        complete = dataset.load_image(0)
+        assert complete is not None
+        assert complete.image.shape == (300, 400, 3)
     first, second = samples
     assert first is not None
     assert second is not None

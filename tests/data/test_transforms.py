@@ -209,7 +209,7 @@ def test_long_thin_images_take_little_memory(monkeypatch: pytest.MonkeyPatch, si
 @pytest.mark.parametrize("flipped", [False, True])
 @pytest.mark.parametrize("region", [(100, 7, 484, 360), (10, 200, 294, 300)])
 def test_the_crop_is_that_of_the_resized_image(region: tuple[int, int, int, int], flipped: bool) -> None:
-    """Of the larger region the whole image is resized, of the smaller one the region alone."""
+    """Of the larger region the complete image is resized, of the smaller one the region alone."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (90, 130, 3)).astype(np.uint8)
     size = (520, 360)

@@ -326,8 +326,8 @@ def test_deformable_detectors(fast, kind, calls):
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-3 * scale + 1e-5, msg=name)
 
     with torch.no_grad():
-        theirs, ours = (detector.eval().predict(images, samples) for detector in (host, integrated))
-    for expected_image, image in zip(theirs, ours, strict=True):
+        desired, actual = (detector.eval().predict(images, samples) for detector in (host, integrated))
+    for expected_image, image in zip(desired, actual, strict=True):
         torch.testing.assert_close(
             image.pred_instances.scores, expected_image.pred_instances.scores, rtol=1e-4, atol=1e-5
         )

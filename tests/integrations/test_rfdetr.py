@@ -264,8 +264,8 @@ def test_attention_in_single_precision(rfdetr, attentions, dtype):
         expected, _ = decode(transformer, torch.float32)
         found, _ = decode(rfdetr.accelerate(transformer), torch.float32)
     tolerance = 0.05 if dtype == torch.bfloat16 else 1e-4
-    for theirs, ours in zip(expected, found, strict=True):
-        torch.testing.assert_close(ours.float(), theirs.float(), rtol=tolerance, atol=tolerance)
+    for desired, actual in zip(expected, found, strict=True):
+        torch.testing.assert_close(actual.float(), desired.float(), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.slow

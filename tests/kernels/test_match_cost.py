@@ -35,7 +35,7 @@ def test_what_is_not_finite_shows_as_in_the_reference(cost, random_targets):
     logits, boxes = torch.zeros(1, 1, 6, 70), torch.full((1, 1, 6, 4), 0.5)
     logits[0, 0, 0, 1] = float("nan")
     logits[0, 0, 1, 1] = float("inf")
-    logits[0, 0, 2, :66] = float("-inf")  # a whole block of classes that is ruled out
+    logits[0, 0, 2, :66] = float("-inf")  # a complete block of classes that is ruled out
     boxes[0, 0, 3, 2] = float("nan")
     boxes[0, 0, 4, 0] = float("inf")
     targets = random_targets([3], 69)

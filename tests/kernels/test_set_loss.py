@@ -75,11 +75,11 @@ def test_golden_losses_and_gradients(device, golden, golden_case, case):
     for name, loss in losses.items():
         for layer in range(-len(loss), 0):
             key = f"loss/{name}" + (f"_{num_layers + layer}" if layer < -1 else "")
-            exact, theirs = (float(expected[f"{case}/{p}/{key}"]) for p in ("f64", "f32"))
-            assert abs(loss[layer].item() - exact) <= 2 * abs(theirs - exact) + 5e-7 * abs(exact), key
+            exact, single = (float(expected[f"{case}/{p}/{key}"]) for p in ("f64", "f32"))
+            assert abs(loss[layer].item() - exact) <= 2 * abs(single - exact) + 5e-7 * abs(exact), key
     for grad, name in ((logits.grad, "grad_logits"), (boxes.grad, "grad_boxes")):
-        theirs = torch.from_numpy(expected[f"{case}/f32/{name}"])[-2:]
-        torch.testing.assert_close(grad.cpu(), theirs, rtol=1e-5, atol=2e-6 * float(theirs.abs().max()))
+        single = torch.from_numpy(expected[f"{case}/f32/{name}"])[-2:]
+        torch.testing.assert_close(grad.cpu(), single, rtol=1e-5, atol=2e-6 * float(single.abs().max()))
 
 
 def test_given_normalizers(assert_as_good_as_pytorch, random_targets):

@@ -1,4 +1,4 @@
-"""A whole step in kernels: from logits to gradients, in few launches, in a CUDA graph, never waiting for the device."""
+"""A complete step in kernels: logits to gradients, in few launches, in a CUDA graph, never waiting for the device."""
 
 from __future__ import annotations
 
@@ -134,8 +134,8 @@ def test_a_cuda_graph_serves_other_batches_than_it_was_captured_with(random_targ
     for batch in batches:
         static.copy_(batch)
         graph.replay()
-        for ours, theirs in zip(captured, step(batch), strict=True):
-            torch.testing.assert_close(ours, theirs)
+        for actual, desired in zip(captured, step(batch), strict=True):
+            torch.testing.assert_close(actual, desired)
 
 
 @pytest.mark.slow
@@ -149,5 +149,5 @@ def test_padded_targets_train_as_the_others(device, random_targets, preset):
         for batch in (targets, targets.pad(10)):
             total = criterion(logits, boxes, batch).total
             results.append((total, *torch.autograd.grad(total, (logits, boxes))))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for actual, desired in zip(*results, strict=True):
+        torch.testing.assert_close(actual, desired)

@@ -26,7 +26,7 @@ LOSSES = {
     "varifocal": LossWeights.rt_detr(),
     "ia_bce": LossWeights.lw_detr(),
 }
-# The values of whole rows of logits, which mask a query, and of single logits, which mask a class.
+# The values of complete rows of logits, which mask a query, and of single logits, which mask a class.
 EXTREMES = {"finfo.min": torch.finfo(torch.float32).min, "-1e32": -1e32, "-inf": -INF, "inf": INF, "nan": NAN}
 # Powers of two, where a row is padded by nothing, and others.
 NUM_LOGITS = (2, 15, 16, 92)

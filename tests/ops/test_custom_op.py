@@ -90,8 +90,8 @@ def test_the_criterion_compiles_whole_and_once_for_all_batches(predictions, rand
         for seed, sizes in enumerate([SIZES, [2, 1, 0], [8, 0, 1], [1, 1, 1], [0, 12, 4]]):
             targets = random_targets(sizes, 4, seed)
             eager, compiled_outputs = (_steps(predictions, run, targets) for run in (total, compiled))
-            for ours, theirs in zip(compiled_outputs, eager, strict=True):
-                torch.testing.assert_close(ours, theirs)
+            for actual, desired in zip(compiled_outputs, eager, strict=True):
+                torch.testing.assert_close(actual, desired)
     # Once for the first sizes, once for all others.
     assert compiler.frame_count <= 2
 
@@ -107,10 +107,10 @@ def test_inductor(predictions, random_targets):
 
     eager, compiled = run(*predictions), torch.compile(run, fullgraph=True)(*predictions)
     torch.testing.assert_close(compiled, eager)
-    for ours, theirs in zip(
+    for actual, desired in zip(
         torch.autograd.grad(compiled, predictions), torch.autograd.grad(eager, predictions), strict=True
     ):
-        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(actual, desired)
 
 
 def test_the_solvers_faults_are_raised_from_compiled_code(backend, random_targets):

@@ -50,9 +50,9 @@ def test_same_indices_as_scipy(seed, instruction_set):
             cost = -cost if maximize else cost
             expected = scipy.optimize.linear_sum_assignment(cost, maximize)
             own = ops.linear_sum_assignment(cost, maximize)
-            for ours, theirs in zip(own, expected, strict=True):
-                np.testing.assert_array_equal(ours, theirs)
-                assert ours.dtype == theirs.dtype
+            for actual, desired in zip(own, expected, strict=True):
+                np.testing.assert_array_equal(actual, desired)
+                assert actual.dtype == desired.dtype
 
 
 @st.composite
@@ -86,7 +86,7 @@ def test_everything_small_is_scipys(cost, maximize):
 
 @pytest.mark.slow
 def test_scipys_own_tests():
-    """Its test file with its function replaced by ours."""
+    """Its test file with its function replaced by that of detr_fast."""
     pytest.importorskip("scipy.optimize.tests.test_linear_assignment", reason="SciPy was installed without its tests")
     code = """
 import sys, pytest, scipy.optimize, detr_fast
@@ -124,8 +124,8 @@ def test_inputs_as_scipy_takes_them(backend):
     ]
     with ops.use_backend(linear_sum_assignment=backend):
         for cost in inputs:
-            for ours, theirs in zip(ops.linear_sum_assignment(cost), expected, strict=True):
-                np.testing.assert_array_equal(ours, theirs)
+            for actual, desired in zip(ops.linear_sum_assignment(cost), expected, strict=True):
+                np.testing.assert_array_equal(actual, desired)
         rows, cols = ops.linear_sum_assignment(base > 2, maximize=True)
         assert (base > 2)[rows, cols].sum() == 2
 

@@ -92,8 +92,8 @@ def test_64_python_threads_at_once():
     def work(k):
         barrier.wait()
         for _ in range(5):
-            for ours, theirs in zip(ops.linear_sum_assignment(costs[k]), expected[k], strict=True):
-                np.testing.assert_array_equal(ours, theirs)
+            for actual, desired in zip(ops.linear_sum_assignment(costs[k]), expected[k], strict=True):
+                np.testing.assert_array_equal(actual, desired)
             assert torch.equal(ops.batch_linear_sum_assignment(cost, sizes, num_threads=1 + k % 3), batch)
 
     with ThreadPoolExecutor(64) as pool:

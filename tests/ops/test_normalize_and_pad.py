@@ -36,7 +36,7 @@ def test_mirrored_images_are_those_that_are_mirrored_before(images, backend, dty
     mirrored = [x.flip(1) if flag else x for x, flag in zip(images, flags, strict=True)]
     marked = ops.normalize_and_pad(PackedImages.from_list(images, flags), **options)
     expected = ops.normalize_and_pad(PackedImages.from_list(mirrored), **options)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(marked, expected, strict=True))
+    assert all(torch.equal(actual, desired) for actual, desired in zip(marked, expected, strict=True))
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
@@ -60,7 +60,7 @@ def test_every_number_of_threads_gives_the_same(threads):
         found = ops.normalize_and_pad(images, **STATISTICS, backend="cpp")
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    assert all(torch.equal(actual, desired) for actual, desired in zip(found, expected, strict=True))
 
 
 def test_larger_sizes_hold_padding(images):

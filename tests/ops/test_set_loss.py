@@ -31,9 +31,9 @@ def test_golden_losses(golden, golden_case, case, dtype, backend):
     for name, loss in losses.items():
         for layer in range(last + 1):
             key = f"loss/{name}" + (f"_{layer}" if layer < last else "")
-            exact, theirs = (float(expected[f"{case}/{p}/{key}"]) for p in ("f64", "f32"))
+            exact, single = (float(expected[f"{case}/{p}/{key}"]) for p in ("f64", "f32"))
             # The golden float64 run weighs no-object by float32(0.1), which shifts its losses by 1e-8 or so.
-            allowed = 5e-8 * abs(exact) if dtype == torch.float64 else 2 * abs(theirs - exact) + 5e-7 * abs(exact)
+            allowed = 5e-8 * abs(exact) if dtype == torch.float64 else 2 * abs(single - exact) + 5e-7 * abs(exact)
             assert abs(float(loss[layer]) - exact) <= allowed, key
 
 
@@ -49,11 +49,11 @@ def test_golden_gradients(golden, golden_case, case, backend):
         _total(ops.set_loss(logits, boxes, targets, index, backend=backend), LossWeights()).backward()
         grads[dtype] = {"grad_logits": logits.grad.numpy(), "grad_boxes": boxes.grad.numpy()}
     for name in ("grad_logits", "grad_boxes"):
-        theirs = expected[f"{case}/f32/{name}"]
+        single = expected[f"{case}/f32/{name}"]
         exact = expected.get(f"{case}/f64/{name}", grads[torch.float64][name])
         np.testing.assert_allclose(grads[torch.float64][name], exact, rtol=1e-7, atol=1e-9, err_msg=name)
         scale = np.abs(exact).max()
-        error, allowed = np.abs(grads[torch.float32][name] - exact).max(), 2 * np.abs(theirs - exact).max()
+        error, allowed = np.abs(grads[torch.float32][name] - exact).max(), 2 * np.abs(single - exact).max()
         assert error <= max(allowed, 1e-7 * scale), name
 
 

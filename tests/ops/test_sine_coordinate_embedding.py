@@ -20,9 +20,9 @@ def _value_and_gradient(function, coordinates: Tensor) -> tuple[Tensor, Tensor]:
     return embedding, *torch.autograd.grad((embedding * weight).sum(), coordinates)
 
 
-def _assert_same(ours, theirs, coordinates: Tensor, tolerance: float) -> None:
-    results = _value_and_gradient(ours, coordinates)
-    for result, expected in zip(results, _value_and_gradient(theirs, coordinates), strict=True):
+def _assert_same(actual, desired, coordinates: Tensor, tolerance: float) -> None:
+    results = _value_and_gradient(actual, coordinates)
+    for result, expected in zip(results, _value_and_gradient(desired, coordinates), strict=True):
         torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -34,12 +34,12 @@ def test_coordinates_as_transformers_embeds_them(family, num_coordinates):
     pytest.importorskip("transformers")
     modeling = import_module(f"transformers.models.{family}.modeling_{family}")
     coordinates = torch.rand(3, 5, num_coordinates)
-    theirs = modeling.encode_sinusoidal_position_embedding
-    _assert_same(ops.sine_coordinate_embedding, theirs, coordinates, 1e-5)
+    desired = modeling.encode_sinusoidal_position_embedding
+    _assert_same(ops.sine_coordinate_embedding, desired, coordinates, 1e-5)
     # In float64 they still have the wavelengths of float32; powers of two are exact there.
     _assert_same(
         lambda x: ops.sine_coordinate_embedding(x, 8, temperature=16.0),
-        lambda x: theirs(x, 8, temperature=16),
+        lambda x: desired(x, 8, temperature=16),
         coordinates.double(),
         1e-12,
     )

@@ -160,5 +160,5 @@ def test_padded_targets_train_as_the_others(random_targets, backend, preset):
             total = criterion(logits, boxes, batch).total
             results.append((index[:, :12], total, *torch.autograd.grad(total, (logits, boxes))))
             assert (index[:, 12:] == -1).all()
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for actual, desired in zip(*results, strict=True):
+        torch.testing.assert_close(actual, desired)

@@ -180,15 +180,15 @@ def test_the_moving_average_is_pytorchs():
         n = int(num_averaged)
         torch._foreach_lerp_(averages, weights, 1 - min(0.5, (1 + n) / (10 + n)))
 
-    ours, expected = MovingAverage(model, 0.5), AveragedModel(model, multi_avg_fn=update)
+    actual, expected = MovingAverage(model, 0.5), AveragedModel(model, multi_avg_fn=update)
     for _ in range(20):
         model(torch.randn(5, 3))  # updates the running statistics
         for parameter in model.parameters():
             parameter.data.normal_()
-        ours.update_parameters(model)
+        actual.update_parameters(model)
         expected.update_parameters(model)
-    torch.testing.assert_close(ours.state_dict(), expected.state_dict())
-    expected.load_state_dict(ours.state_dict(), strict=True)
+    torch.testing.assert_close(actual.state_dict(), expected.state_dict())
+    expected.load_state_dict(actual.state_dict(), strict=True)
 
 
 def test_monitor_averages_and_names_what_broke():
