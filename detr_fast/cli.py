@@ -80,7 +80,12 @@ def predict(options: Namespace) -> int:
     from detr_fast.training import predict_files
 
     failures = predict_files(
-        options.model, options.images, Path(options.output), threshold=options.threshold, device=options.device
+        options.model,
+        options.images,
+        Path(options.output),
+        threshold=options.threshold,
+        attention=options.attention,
+        device=options.device,
     )
     for failure in failures:
         print(escape(failure), file=sys.stderr)
@@ -246,6 +251,7 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
         add("images", nargs="+", help="image files, or directories, whose subdirectories are searched too")
         add("--output", default="predictions", help="directory for the drawings and predictions.json")
         add("--threshold", type=ClosedUnitInterval, default=0.5, help="minimum score of a detection")
+        add("--attention", action="store_true", help="draw what the query of each detection attends to, too")
     if command == "convert":
         add("source", help="a .pth or .safetensors file")
         add("target", help="a file, or a directory for the formats of Hugging Face")

@@ -94,6 +94,15 @@ def test_predict_draws_and_writes(run, shapes, tmp_path, capsys):
     assert any(record["detections"] for record in records)
 
 
+def test_predict_draws_the_attention_of_each_detection(run, shapes, tmp_path):
+    arguments = ["predict", str(shapes / "val/000000.png"), "--model", str(run), "--output", str(tmp_path)]
+    assert _exit_code([*arguments, "--threshold", "0.01", "--attention"]) == 0
+    (record,) = json.loads((tmp_path / "predictions.json").read_text())
+    drawings = {path.name for path in tmp_path.glob("*.png")} - {record["drawing"]}
+    assert drawings == {f"00000-000000-attention-{k}.png" for k in range(len(record["detections"]))}
+    assert drawings
+
+
 def test_check_data(shapes, tmp_path, capsys):
     annotations = shapes / "annotations/instances_val.json"
     arguments = ["check-data", "--images", str(shapes / "val"), "--annotations"]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from detr_fast.checkpoints.architecture import build_from_weights, read_config
 from detr_fast.checkpoints.state_dict import CheckpointError, save_state_dict
 from detr_fast.images import MAX_SIDE, is_side
+from detr_fast.models.attention import attention_maps
 from detr_fast.models.inference import ImageInput, predict
 from detr_fast.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
 from detr_fast.models.resnet import ResNet, build_backbone
@@ -268,8 +269,9 @@ class DETR(
 
         Returns:
             For each image a dictionary with ``scores`` float [n] in descending order, ``labels`` int64 [n], and
-            ``boxes`` float [n,4], xyxy in pixels of the given (upright) image and clipped to it, all on the CPU; and
-            ``names``, a list of the n names of the classes. The name of a label without a category is its number.
+            ``boxes`` float [n,4], xyxy in pixels of the given (upright) image and clipped to it, and ``queries`` int64
+            [n], the indices of the queries that detected the objects, all on the CPU; and ``names``, a list of the n
+            names of the classes. The name of a label without a category is its number.
 
         Raises:
             ImageError: An image cannot be read, or its dtype, shape or range is not supported.
@@ -287,6 +289,32 @@ class DETR(
         for found in detections:
             found["names"] = [names.get(label, str(label)) for label in found["labels"].tolist()]
         return detections
+
+    def attention(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        *,
+        layer: int = -1,
+        part: Literal["encoder", "decoder"] = "decoder",
+    ) -> list[Tensor]:
+        """Compute the attention weights of a layer for images of any size, in evaluation mode.
+
+        Args:
+            images: One image or a sequence of them, as for :meth:`predict`.
+            layer: Index of the layer; negative indices count from the last layer.
+            part: ``"decoder"`` for the attention of the queries to the image, ``"encoder"`` for that of the cells of
+                the feature map to each other.
+
+        Returns:
+            For each image a tensor on the CPU, of the h times w cells of its feature map and the model's heads: of the
+            decoder [heads,Q,h,w], where the queries of detections are those that :meth:`predict` returns; of the
+            encoder [heads,h,w,h,w], the cell that attends first. The weights over the last two dimensions sum to 1.
+
+        Raises:
+            ImageError: An image cannot be read, or its dtype, shape or range is not supported.
+            ValueError: There is no such part or layer.
+        """
+        return attention_maps(self, images, layer=layer, part=part)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> DETR:

@@ -41,8 +41,9 @@ def predict(
             so that no image is padded, and none changes the detections in another.
 
     Returns:
-        For each image a dictionary on the CPU with ``scores`` float [n] in descending order, ``labels`` int64 [n], and
-        ``boxes`` float [n,4], xyxy in pixels of the given image and clipped to it.
+        For each image a dictionary on the CPU with ``scores`` float [n] in descending order, ``labels`` int64 [n],
+        ``boxes`` float [n,4], xyxy in pixels of the given image and clipped to it, and ``queries`` int64 [n], the
+        indices of the queries that detected the objects.
 
     Raises:
         ImageError: An image cannot be read, or its dtype, shape or range is not supported. The message gives its index.
@@ -52,12 +53,12 @@ def predict(
         raise ValueError(f"threshold must be within [0, 1], got {threshold}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    inputs = [images] if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor) else list(images)
+    inputs = as_sequence(images)
     detections: list[dict[str, Any]] = []
-    with _evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         for start in range(0, len(inputs), batch_size):
-            batch = [_to_pil(x, index) for index, x in enumerate(inputs[start : start + batch_size], start)]
-            resized = [_resize(image, image_size, max_image_size) for image in batch]
+            batch = [to_pil(x, index) for index, x in enumerate(inputs[start : start + batch_size], start)]
+            resized = [resize(image, image_size, max_image_size) for image in batch]
             sizes = [(image.height, image.width) for image in batch]
             for found, image in zip(_detect(model, resized, sizes), batch, strict=True):
                 detections.append(_select(found, image.size, threshold))
@@ -89,6 +90,11 @@ def postprocess(logits: Tensor, boxes: Tensor, sizes: Sequence[tuple[int, int]])
     return [{"scores": s, "labels": label, "boxes": b} for s, label, b in zip(scores, labels, corners, strict=True)]
 
 
+def as_sequence(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
+    """Return one image, or a sequence of them, as a list."""
+    return [images] if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor) else list(images)
+
+
 def _detect(model: nn.Module, images: list[Image.Image], sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
     parameter = next(model.parameters())  # decides the device and the dtype of the inputs
     found: dict[int, dict[str, Tensor]] = {}
@@ -100,7 +106,8 @@ def _detect(model: nn.Module, images: list[Image.Image], sizes: list[tuple[int, 
     return [found[row] for row in range(len(images))]
 
 
-def _resize(image: Image.Image, shorter: int, longest: int | None) -> Image.Image:
+def resize(image: Image.Image, shorter: int, longest: int | None) -> Image.Image:
+    """Resize an image as for the input of a model: its shorter side, and at most its longer one."""
     return image.resize(resize_shape(*image.size, shorter, longest), Image.Resampling.BILINEAR)
 
 
@@ -112,11 +119,12 @@ def _select(found: dict[str, Tensor], size: tuple[int, int], threshold: float) -
     order = order[scores >= threshold]
     limit = torch.tensor([*size, *size], dtype=found["boxes"].dtype)
     boxes = found["boxes"][order].clamp(min=torch.zeros_like(limit), max=limit)
-    return {"scores": found["scores"][order], "labels": found["labels"][order], "boxes": boxes}
+    return {"scores": found["scores"][order], "labels": found["labels"][order], "boxes": boxes, "queries": order}
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Set evaluation mode, and restore the mode of the model afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -125,7 +133,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def _to_pil(image: ImageInput, index: int) -> Image.Image:
+def to_pil(image: ImageInput, index: int) -> Image.Image:
+    """Convert an input of any kind to an RGB image; errors name its index."""
     try:
         if isinstance(image, str | Path):
             return read_image(image)

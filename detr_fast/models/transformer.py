@@ -50,6 +50,11 @@ class Attention(nn.Module):
         )
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
+    def weights(self, query: Tensor, key: Tensor) -> Tensor:
+        """Return the attention weights [B,heads,Q,S] of queries [B,Q,d] for keys [B,S,d] without padding."""
+        q, k, _ = (self._split_heads(x) for x in self._project(query, key, key))
+        return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         dim = query.shape[-1]
         weight, bias = self.in_proj_weight, self.in_proj_bias

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from detr_fast.drawing import draw_boxes
 from detr_fast.images import ImageError, read_image
 from detr_fast.models import DETR
 from detr_fast.training.files import write_atomically
@@ -26,6 +25,7 @@ def predict_files(
     output: Path,
     *,
     threshold: float = 0.5,
+    attention: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> list[str]:
     """Detect objects in image files, and write drawings and predictions.json.
@@ -39,6 +39,8 @@ def predict_files(
             hidden files and without those in ``output``.
         output: Directory for the drawings and the JSON file.
         threshold: Minimum score of the detections.
+        attention: Whether to write a drawing of each detection, too, of what its query attends to in the last layer of
+            the decoder, on average over the heads. Its name ends with ``-attention-`` and the index of the detection.
         device: ``"auto"`` uses a GPU if there is one.
 
     Returns:
@@ -63,16 +65,23 @@ def predict_files(
             continue
         # Several directories may contain images of the same name.
         drawing = output / f"{number:05d}-{path.stem}.png"
-        records.append(_predict(detector, path, image, drawing, threshold))
+        (found,) = detector.predict(image, threshold=threshold)
+        _draw(detector, image, found, drawing, attention=attention)
+        records.append({"file": str(path), "drawing": drawing.name, "detections": list(_detections(detector, found))})
     write_atomically(output / "predictions.json", json.dumps(records, indent=1) + "\n")
     return failures
 
 
-def _predict(model: DETR, path: Path, image: Image.Image, drawing: Path, threshold: float) -> dict[str, Any]:
-    (found,) = model.predict(image, threshold=threshold)
+def _draw(model: DETR, image: Image.Image, found: dict[str, Any], drawing: Path, *, attention: bool) -> None:
+    from detr_fast.drawing import draw_attention, draw_boxes  # imports matplotlib
+
     names = [category["name"] for category in model.categories or ()]
     draw_boxes(image, found["boxes"], found["labels"], names, found["scores"]).save(drawing)
-    return {"file": str(path), "drawing": drawing.name, "detections": list(_detections(model, found))}
+    if attention and len(found["boxes"]):
+        (weights,) = model.attention(image)  # [heads,Q,h,w]
+        maps = weights.mean(0)[found["queries"]]
+        for k, (cells, box) in enumerate(zip(maps, found["boxes"], strict=True)):
+            draw_attention(image, cells, box).save(drawing.with_stem(f"{drawing.stem}-attention-{k}"))
 
 
 def _detections(model: DETR, found: dict[str, Any]) -> Iterator[dict[str, Any]]:

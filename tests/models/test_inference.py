@@ -25,9 +25,9 @@ def make_image(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
 
 
 def assert_same(found, expected, tolerance=0.0):
-    assert found.keys() == expected.keys() == {"scores", "labels", "boxes", "names"}
+    assert found.keys() == expected.keys() == {"scores", "labels", "boxes", "queries", "names"}
     assert found["names"] == expected["names"]
-    for name in ("scores", "labels", "boxes"):
+    for name in ("scores", "labels", "boxes", "queries"):
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=tolerance)
 
 
@@ -176,7 +176,7 @@ def test_a_prediction_is_the_same_alone_and_beside_a_larger_image(small_detr, ba
     together = model.predict(images, threshold=0.0)
     for image, found in zip(images, together, strict=True):
         (alone,) = model.predict(image, threshold=0.0)
-        for name in ("scores", "labels", "boxes"):
+        for name in ("scores", "labels", "boxes", "queries"):
             torch.testing.assert_close(found[name], alone[name], rtol=0, atol=1e-8)
 
 
