@@ -65,9 +65,8 @@ def evaluate(options: Namespace) -> None:
     """Evaluate a saved model on COCO-format data."""
     from detr_fast.training import evaluate_model
 
-    arguments = {
-        name: options[name] for name in ("batch_size", "num_workers", "mixed_precision", "device", "orientation")
-    }
+    names = ("batch_size", "num_workers", "mixed_precision", "device", "orientation", "figures")
+    arguments = {name: options[name] for name in names}
     metrics = evaluate_model(options.model, options.images, options.annotations, **arguments)
     if metrics:
         if options.output:
@@ -247,6 +246,7 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
         add("--num_workers", type=NonNegativeInt, default=2, help="processes that load images on each rank")
         add("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="precision of the model")
         add("--output", help="a JSON file for the metrics")
+        add("--figures", help="a directory for precision-recall curves, a confusion matrix and drawn predictions")
     if command == "predict":
         add("images", nargs="+", help="image files, or directories, whose subdirectories are searched too")
         add("--output", default="predictions", help="directory for the drawings and predictions.json")

@@ -65,7 +65,8 @@ class SetCriterion(nn.Module):
     """The loss of DETR (https://arxiv.org/abs/2005.12872, section 3.1), applied to each decoder layer.
 
     In a distributed run the divisors of the box losses and of the cross-entropy are averaged over the ranks, so that
-    the gradients equal those of a single process with the entire batch.
+    the gradients equal those of a single process with the entire batch. In evaluation mode they are those of the rank,
+    whose number of batches may differ from that of the others.
 
     Args:
         match: Costs of the matching; those of :meth:`MatchWeights.detr` by default.
@@ -135,7 +136,7 @@ class SetCriterion(nn.Module):
         num_queries, groups, weights = logits.shape[2], self.matcher.groups, self.weights
         boxes: Tensor | float = count_boxes(targets, num_queries, weights, groups=groups)
         classes: Tensor | float = count_class_weight(targets, num_queries, weights, groups=groups)
-        if dist.is_available() and dist.is_initialized():
+        if self.training and dist.is_available() and dist.is_initialized():
             # new_full fills on the device; a tensor of host values would be copied, which synchronizes.
             both = torch.stack(
                 [n if isinstance(n, Tensor) else logits.new_full((), n, dtype=torch.float32) for n in (boxes, classes)]

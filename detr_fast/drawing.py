@@ -47,10 +47,9 @@ def draw_boxes(
     Returns:
         The drawing, RGB.
     """
-    factor = max(1, -(-MIN_SIZE // max(image.size)))
-    canvas = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    canvas, factor = _enlarge(image)
     draw = ImageDraw.Draw(canvas)
-    line = max(2, max(canvas.size) // 250)
+    line = _line_width(canvas)
     size = max(12, max(canvas.size) // 30)
     order = list(range(len(boxes))) if scores is None else scores.argsort().tolist()
     corners = [_Rectangle(*(box * factor).tolist()) for box in boxes]
@@ -72,6 +71,8 @@ def draw_boxes(
 def draw_attention(image: Image.Image, weights: Tensor, box: Tensor | None = None) -> Image.Image:
     """Draw attention weights over a grayscale copy of an image, from blue for the least to yellow for the most.
 
+    A small image is enlarged.
+
     Args:
         image: The image.
         weights: Attention weights of the cells of the feature map [h,w], such as the mean of the heads of a query of
@@ -83,13 +84,25 @@ def draw_attention(image: Image.Image, weights: Tensor, box: Tensor | None = Non
     """
     weights = weights.float()
     spread = (weights - weights.min()) / (weights.max() - weights.min()).clamp(min=1e-12)
-    heat = Image.fromarray((spread * 255).round().byte().numpy()).resize(image.size, Image.Resampling.BICUBIC)
+    canvas, factor = _enlarge(image)
+    heat = Image.fromarray((spread * 255).round().byte().numpy()).resize(canvas.size, Image.Resampling.BICUBIC)
     colored = ImageOps.colorize(heat, black=(30, 20, 120), mid=(220, 60, 80), white=(255, 240, 60))
-    drawing = Image.blend(ImageOps.grayscale(image.convert("RGB")).convert("RGB"), colored, 0.6)
+    drawing = Image.blend(ImageOps.grayscale(canvas).convert("RGB"), colored, 0.6)
     if box is not None:
-        line = max(2, max(image.size) // 250)
-        ImageDraw.Draw(drawing).rectangle(_Rectangle(*box.tolist()), outline="white", width=line)
+        corners = _Rectangle(*(box * factor).tolist())
+        ImageDraw.Draw(drawing).rectangle(corners, outline="white", width=_line_width(canvas))
     return drawing
+
+
+def _enlarge(image: Image.Image) -> tuple[Image.Image, int]:
+    """Return an RGB copy of an image, and the factor by which it was enlarged."""
+    factor = max(1, -(-MIN_SIZE // max(image.size)))
+    size = (image.width * factor, image.height * factor)
+    return image.convert("RGB").resize(size, Image.Resampling.NEAREST), factor
+
+
+def _line_width(canvas: Image.Image) -> int:
+    return max(2, max(canvas.size) // 250)
 
 
 def _place(caption: _Rectangle, box: _Rectangle, size: tuple[int, int], placed: Sequence[_Rectangle]) -> _Rectangle:

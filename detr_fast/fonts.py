@@ -15,17 +15,30 @@ _PLACEHOLDERS = ("Last Resort High-Efficiency", "Last Resort")  # show the block
 
 
 def load_font(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """Load a font that has a glyph for each character of a text.
-
-    That of matplotlib is preferred, which has Latin, Greek, Cyrillic and Arabic letters; then any installed font.
+    """Load the font of a text; see :func:`find_font`.
 
     Args:
         text: The text.
         size: Size of the font in pixels.
 
     Returns:
-        The text to draw, and the font. In a text for which there is no font, the characters that matplotlib's font
-        does not have are replaced by backslash escapes, and a warning is logged once.
+        The text to draw, and the font.
+    """
+    drawable, path = find_font(text)
+    return drawable, _open_font(path, size)
+
+
+def find_font(text: str) -> tuple[str, str]:
+    """Find a font that has a glyph for each character of a text.
+
+    That of matplotlib is preferred, which has Latin, Greek, Cyrillic and Arabic letters; then any installed font.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The text to draw, and the file of the font. In a text for which there is no font, the characters that
+        matplotlib's font does not have are replaced by backslash escapes, and a warning is logged once.
     """
     default = font_manager.findfont("DejaVu Sans")
     characters = frozenset(map(ord, text))
@@ -34,7 +47,7 @@ def load_font(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
     if path is None:
         _warn_once()
         text = "".join(c.encode("unicode_escape").decode() if ord(c) in missing else c for c in text)
-    return text, _open_font(path or default, size)
+    return text, path or default
 
 
 @cache

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from detr_fast.data import CocoDetection, DataError, Resize, check_dataset, collate, count_faults
-from detr_fast.training.evaluation import _dataset_metrics
+from detr_fast.training.coco import CocoEvaluation
 from tests.stress import main
 
 JUNK: list[Any] = [
@@ -94,7 +94,7 @@ def _outcome(folder: Path) -> str:
             if not batch.targets.boxes.isfinite().all():
                 return "boxes that are not finite"
             centers = batch.targets.boxes.double().numpy()[:1]
-            _dataset_metrics(dataset, np.array([[0, *box, 0.5, 0] for box in centers]).reshape(-1, 7))
+            CocoEvaluation.of_dataset(dataset, np.array([[0, *box, 0.5, 0] for box in centers]).reshape(-1, 7))
             str(dataset.describe()).encode()
             faults = check_dataset(folder, file, num_workers=1)
             "\n".join(map(str, faults)).encode()

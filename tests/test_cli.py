@@ -75,6 +75,13 @@ def test_eval_repeats_the_runs_metrics(run, shapes, tmp_path, capsys):
         assert value == pytest.approx(expected[name], abs=1e-6), name
 
 
+def test_eval_draws_figures(run, shapes, tmp_path):
+    arguments = ["--images", str(shapes / "val"), "--annotations", str(shapes / "annotations/instances_val.json")]
+    assert _exit_code(["eval", "--model", str(run), *arguments, "--figures", str(tmp_path / "new/figures")]) == 0
+    names = {path.name for path in (tmp_path / "new/figures").iterdir()}
+    assert names == {"predictions.png", "precision_recall.png", "confusion_matrix.png"}
+
+
 def test_predict_draws_and_writes(run, shapes, tmp_path, capsys):
     broken = tmp_path / "broken.png"
     broken.write_bytes((shapes / "val" / "000000.png").read_bytes()[:60])

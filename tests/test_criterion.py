@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from detr_fast import LossWeights, MatchWeights, Targets
 from detr_fast.criterion import PRESETS, HungarianMatcher, SetCriterion
@@ -136,3 +137,17 @@ def test_resnet50_trains_a_step():
     optimizer.step()
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]) != p.requires_grad, name
+
+
+def test_evaluation_mode_does_not_wait_for_other_ranks(random_targets, monkeypatch):
+    """Ranks may have different numbers of batches to evaluate."""
+    waited = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", waited.append)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    criterion = SetCriterion()
+    inputs = torch.randn(2, 2, 6, 4), torch.rand(2, 2, 6, 4), random_targets([2, 3], 3)
+    trained = criterion(*inputs).total
+    assert len(waited) == 1
+    torch.testing.assert_close(criterion.eval()(*inputs).total, trained)
+    assert len(waited) == 1

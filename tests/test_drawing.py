@@ -84,15 +84,21 @@ def test_a_text_without_a_font_is_escaped(monkeypatch, caplog):
 def test_attention_is_drawn_where_the_weights_are():
     weights = torch.zeros(6, 8)
     weights[4, 6] = 1.0
-    drawn = np.asarray(draw_attention(Image.new("RGB", (160, 120), "gray"), weights), dtype=int)
+    drawn = np.asarray(draw_attention(Image.new("RGB", (640, 480), "gray"), weights), dtype=int)
     yellow = drawn[..., 0] - drawn[..., 2]
     row, column = np.unravel_index(yellow.argmax(), yellow.shape)
-    assert (row // 20, column // 20) == (4, 6)
-    assert yellow[10, 10] < 0 < yellow[90, 130]
+    assert (row // 80, column // 80) == (4, 6)
+    assert yellow[40, 40] < 0 < yellow[360, 520]
 
 
 def test_the_box_of_the_query_is_drawn():
     box = torch.tensor([10.0, 20, 60, 70])
-    drawn = draw_attention(Image.new("RGB", (160, 120), "gray"), torch.ones(3, 4), box)
+    drawn = draw_attention(Image.new("RGB", (640, 480), "gray"), torch.ones(3, 4), box)
     assert drawn.getpixel((10, 40)) == (255, 255, 255)
     assert drawn.getpixel((100, 40)) != (255, 255, 255)
+
+
+def test_small_images_are_enlarged():
+    drawn = draw_attention(Image.new("L", (64, 32)), torch.ones(1, 2), torch.tensor([10.0, 5, 20, 15]))
+    assert drawn.size == (320, 160)
+    assert drawn.getpixel((50, 50)) == (255, 255, 255)

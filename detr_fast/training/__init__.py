@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from detr_fast.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from detr_fast.training.coco import coco_metrics
     from detr_fast.training.config import ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig
     from detr_fast.training.errors import USER_ERRORS
-    from detr_fast.training.evaluation import coco_metrics, evaluate_model
+    from detr_fast.training.evaluation import evaluate_model
     from detr_fast.training.monitor import TrainingError
     from detr_fast.training.prediction import predict_files
     from detr_fast.training.signals import Stopped
@@ -19,9 +20,10 @@ else:  # the command line builds its parser from the configuration, without the 
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         {
+            "detr_fast.training.coco": ("coco_metrics",),
             "detr_fast.training.config": ("ConfigError", "DataConfig", "ModelConfig", "OptimConfig", "TrainConfig"),
             "detr_fast.training.errors": ("USER_ERRORS",),
-            "detr_fast.training.evaluation": ("coco_metrics", "evaluate_model"),
+            "detr_fast.training.evaluation": ("evaluate_model",),
             "detr_fast.training.monitor": ("TrainingError",),
             "detr_fast.training.prediction": ("predict_files",),
             "detr_fast.training.signals": ("Stopped",),

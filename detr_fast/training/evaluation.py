@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from hotcoco import COCO, COCOeval
+from torch import Tensor
 
-from detr_fast.data import Category, CocoDetection, PackedBatch, Resize
+from detr_fast.criterion import SetCriterion
+from detr_fast.data import Batch, Category, CocoDetection, PackedBatch, Resize
 from detr_fast.data.annotations import Orientation
-from detr_fast.models import DETR, postprocess
+from detr_fast.models import DETR, DETROutput, postprocess
+from detr_fast.models.inference import evaluating
+from detr_fast.training.coco import CocoEvaluation
 from detr_fast.training.loading import build_eval_data
+from detr_fast.training.monitor import TrainingError
 from detr_fast.training.ranks import build_accelerator
-
-METRICS = (
-    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
-    *("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"),
-)
 
 
 class EvaluationStopped(Exception):
     """The evaluation was stopped before its end."""
+
+
+class Evaluation(NamedTuple):
+    """The result of an evaluation.
+
+    Attributes:
+        metrics: The metrics of :func:`~detr_fast.training.coco.coco_metrics`; with a criterion also ``"loss"``, the
+            mean of the loss over the images.
+        coco: What explains the metrics; None on other ranks than the main process.
+    """
+
+    metrics: dict[str, Any]
+    coco: CocoEvaluation | None
 
 
 @torch.inference_mode()
@@ -38,8 +48,9 @@ def detect(
     dataset: CocoDetection,
     accelerator: Accelerator,
     *,
+    criterion: SetCriterion | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> np.ndarray:
+) -> tuple[np.ndarray, tuple[float, int]]:
     """Run the model on the batches of this rank.
 
     Args:
@@ -47,109 +58,48 @@ def detect(
         batches: Batches of images of the data set.
         dataset: The data set.
         accelerator: Determines the device and the precision.
+        criterion: Computes the loss; None for none.
         should_stop: Called before each batch.
 
     Returns:
         The K detections, float64 [K,7]: index of the image in the data set, x, y, width, height in pixels, score,
-        label.
+        label; and the sum of the losses of the images with their number, which is 0 without a criterion.
 
     Raises:
         EvaluationStopped: ``should_stop`` returned True.
+        TrainingError: The outputs of the model are not finite, as far as the criterion can tell.
     """
     indices = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
-    was_training = model.training
-    model.eval()
     rows = [torch.zeros(0, 7, dtype=torch.float64)]
-    for packed in batches:
-        if should_stop():
-            raise EvaluationStopped
-        if not len(packed):
-            continue
-        batch = packed.to(accelerator.device, non_blocking=True)
-        with accelerator.autocast():
-            output = model(batch.images, batch.padding)
-        results = postprocess(output.pred_logits.float(), output.pred_boxes.float(), batch.original_sizes)
-        for image_id, result in zip(batch.image_ids, results, strict=True):
-            boxes, scores, labels = (result[key].cpu().double() for key in ("boxes", "scores", "labels"))
-            xywh = torch.cat((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), 1)
-            images = torch.full_like(scores, indices[image_id])
-            rows.append(torch.column_stack((images, xywh, scores, labels)))
-    model.train(was_training)
-    return torch.cat(rows).numpy()
+    losses = [torch.zeros(2, device=accelerator.device)]  # the sum of the losses of a batch, and its number of images
+    with evaluating(model), nullcontext() if criterion is None else evaluating(criterion):
+        for packed in batches:
+            if should_stop():
+                raise EvaluationStopped
+            if not len(packed):
+                continue
+            batch = packed.to(accelerator.device, non_blocking=True)
+            with accelerator.autocast():
+                output = model(batch.images, batch.padding)
+            if criterion is not None:
+                losses.append(_loss(criterion, output, batch))
+            results = postprocess(output.pred_logits.float(), output.pred_boxes.float(), batch.original_sizes)
+            for image_id, result in zip(batch.image_ids, results, strict=True):
+                boxes, scores, labels = (result[key].cpu().double() for key in ("boxes", "scores", "labels"))
+                xywh = torch.cat((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), 1)
+                images = torch.full_like(scores, indices[image_id])
+                rows.append(torch.column_stack((images, xywh, scores, labels)))
+    total, count = torch.stack(losses).double().sum(0).tolist()
+    return torch.cat(rows).numpy(), (total, int(count))
 
 
-def coco_metrics(ground_truth: dict[str, Any], detections: np.ndarray) -> dict[str, Any]:
-    """Compute the bounding box metrics of COCO.
-
-    Args:
-        ground_truth: A COCO data set with ``images``, ``annotations`` (crowd regions included) and ``categories``. Its
-            ids may be any integers that differ as float64.
-        detections: The K detections of all images, [K,7]: image id, x, y, width, height in pixels, score, category id.
-            Detections of categories that the data set does not list are ignored.
-
-    Returns:
-        The twelve metrics by the names in :data:`METRICS`, and ``"classes"``: AP by category name. As in pycocotools,
-        a metric without any ground truth is -1.
-
-    Raises:
-        ValueError: A detection is of an image that the data set does not list, or ids do not differ as float64.
-    """
-    detections = np.asarray(detections, dtype=np.float64).reshape(-1, 7)
-    numbers = []
-    for section, column in (("images", 0), ("categories", 6)):
-        ids = [float(entry["id"]) for entry in ground_truth[section]]
-        if len(set(ids)) < len(ids):
-            raise ValueError(f"the ids of {section} must differ as float64")
-        lookup = {identifier: number for number, identifier in enumerate(ids)}
-        numbers.append(np.array([lookup.get(value, -1) for value in detections[:, column].tolist()], dtype=np.float64))
-    images, categories = numbers
-    if (images < 0).any():
-        raise ValueError(f"the data set lists no image {detections[images < 0][0, 0]:.0f}, which has a detection")
-    return _metrics(ground_truth, np.column_stack((images, detections[:, 1:6], categories)))
-
-
-def _metrics(ground_truth: dict[str, Any], detections: np.ndarray) -> dict[str, Any]:
-    """Compute the metrics of detections with the index of the image and of the category instead of their ids.
-
-    Evaluators handle ids in float64, and some take the id 0 for a box without a match, so that they get numbers from 1.
-    Those of images are in the order of their ids, which decides between detections of equal score.
-    """
-    images, categories = ground_truth["images"], ground_truth["categories"]
-    image_numbers = {image: number for number, image in enumerate(sorted(image["id"] for image in images), 1)}
-    category_numbers = {category["id"]: number for number, category in enumerate(categories, 1)}
-    annotations = [
-        {
-            **annotation,
-            "id": number,
-            "image_id": image_numbers[annotation["image_id"]],
-            "category_id": category_numbers[annotation["category_id"]],
-        }
-        for number, annotation in enumerate(ground_truth["annotations"], 1)
-        if annotation["image_id"] in image_numbers and annotation["category_id"] in category_numbers
-    ]
-    numbered = {
-        "images": [{"id": number} for number in image_numbers.values()],
-        "annotations": annotations,
-        "categories": [{"id": number, "name": str(number)} for number in category_numbers.values()],
-    }
-    listed = detections[detections[:, 6] >= 0]
-    listed[:, 0] = np.array([image_numbers[image["id"]] for image in images])[listed[:, 0].astype(np.int64)]
-    listed[:, 6] += 1
-    with contextlib.redirect_stdout(io.StringIO()):  # the evaluator prints the metrics
-        truth = COCO(numbered)
-        evaluation = COCOeval(truth, truth.load_res(listed), "bbox")
-        evaluation.run()
-    metrics: dict[str, Any] = {name: float(value) for name, value in zip(METRICS, evaluation.stats, strict=True)}
-    assert evaluation.eval is not None
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class], all sizes
-    names = Counter(category["name"] for category in categories)
-    metrics["classes"] = {}
-    for k, category in enumerate(categories):
-        values = precision[:, :, k]
-        values = values[values > -1]
-        name = category["name"] if names[category["name"]] == 1 else f"{category['name']} ({category['id']})"
-        metrics["classes"][name] = float(values.mean()) if values.size else -1.0
-    return metrics
+def _loss(criterion: SetCriterion, output: DETROutput, batch: Batch) -> Tensor:
+    """Return the sum of the losses of the images of a batch, and its number of images: float32 [2]."""
+    try:
+        loss = criterion(output.logits.float(), output.boxes.float(), batch.targets).total
+    except ValueError as error:
+        raise TrainingError(f"evaluation, images {batch.image_ids}: {error}") from error
+    return torch.stack([loss * len(batch), torch.full_like(loss, len(batch))])
 
 
 def evaluate(
@@ -158,29 +108,22 @@ def evaluate(
     dataset: CocoDetection,
     accelerator: Accelerator,
     *,
+    criterion: SetCriterion | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
-    """Run the model on all ranks and compute the metrics of all detections.
+) -> Evaluation:
+    """Run the model on all ranks and evaluate all detections.
 
-    The arguments are those of :func:`detect`, the metrics those of :func:`coco_metrics`.
+    The arguments and errors are those of :func:`detect`.
     """
-    local = detect(model, batches, dataset, accelerator, should_stop=should_stop)
-    detections = np.concatenate(gather_object([local]))
-    metrics = [_dataset_metrics(dataset, detections) if accelerator.is_main_process else {}]
-    return broadcast_object_list(metrics)[0]
-
-
-def _dataset_metrics(dataset: CocoDetection, detections: np.ndarray) -> dict[str, Any]:
-    """Compute the metrics of detections with the index of the image in the data set and the label."""
-    truth = dataset.ground_truth()  # also lists images without a file, and perhaps other categories than the model has
-    image_index = {image["id"]: index for index, image in enumerate(truth["images"])}
-    category_index = {category["id"]: index for index, category in enumerate(truth["categories"])}
-    images = np.array([image_index[image_id] for image_id in dataset.image_ids])
-    categories = np.array([category_index.get(category.id, -1) for category in dataset.categories])
-    indexed = detections.copy()
-    indexed[:, 0] = images[detections[:, 0].astype(np.int64)]
-    indexed[:, 6] = categories[detections[:, 6].astype(np.int64)]
-    return _metrics(truth, indexed)
+    detections, losses = detect(model, batches, dataset, accelerator, criterion=criterion, should_stop=should_stop)
+    gathered = np.concatenate(gather_object([detections]))
+    loss, images = np.sum(gather_object([losses]), axis=0)
+    coco = CocoEvaluation.of_dataset(dataset, gathered) if accelerator.is_main_process else None
+    metrics = [coco.metrics if coco else {}]
+    metrics = broadcast_object_list(metrics)
+    if images:
+        metrics[0]["loss"] = float(loss / images)
+    return Evaluation(metrics[0], coco)
 
 
 def evaluate_model(
@@ -193,6 +136,7 @@ def evaluate_model(
     mixed_precision: str = "no",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     orientation: Orientation = "upright",
+    figures: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a saved model on COCO-format data, on all ranks of the launch.
 
@@ -206,9 +150,10 @@ def evaluate_model(
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
         device: ``"auto"`` uses a GPU if there is one.
         orientation: As for :class:`~detr_fast.data.CocoDetection`.
+        figures: Directory for the figures of :func:`~detr_fast.training.report.write_evaluation`; None for none.
 
     Returns:
-        The metrics of :func:`coco_metrics`.
+        The metrics of :func:`~detr_fast.training.coco.coco_metrics`.
 
     Raises:
         CheckpointError: The model cannot be loaded.
@@ -228,4 +173,9 @@ def evaluate_model(
         num_workers=num_workers,
         orientation=orientation,
     )
-    return evaluate(detector, loader, dataset, accelerator)
+    metrics, coco = evaluate(detector, loader, dataset, accelerator)
+    if coco is not None and figures is not None:
+        from detr_fast.training.report import write_evaluation  # imports matplotlib
+
+        write_evaluation(Path(figures), detector, dataset, coco)
+    return metrics

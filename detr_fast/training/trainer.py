@@ -21,6 +21,7 @@ from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.criterion import SetCriterion
 from detr_fast.data import PackedBatch, Resize
 from detr_fast.text import format_metric
+from detr_fast.training.coco import CocoEvaluation
 from detr_fast.training.config import ConfigError, TrainConfig, as_plain_data
 from detr_fast.training.device import set_tf32
 from detr_fast.training.evaluation import EvaluationStopped, evaluate
@@ -123,6 +124,8 @@ class Trainer:
         progress, config = self.state.progress, self.config
         if self.accelerator.is_main_process:
             write_atomically(self.output / "config.yaml", yaml.safe_dump(as_plain_data(config), sort_keys=False))
+            if not progress.step:
+                self._draw_training_images()
         metrics: dict[str, Any] = {}
         with self.stop, MetricsLog(self.output, step=progress.step, enabled=self.accelerator.is_main_process) as log:
             if progress.epoch >= config.epochs:
@@ -138,6 +141,14 @@ class Trainer:
                 self._save(LAST, must=last)
                 self._describe_data()
         return metrics
+
+    def _draw_training_images(self) -> None:
+        from detr_fast.training.report import write_training_images  # imports matplotlib
+
+        try:
+            write_training_images(self.output, self.data.dataset)
+        except OSError as error:
+            logger.warning("could not draw training images in %s: %s; training continues", self.output, error)
 
     def _train_epoch(self, epoch: int, log: MetricsLog) -> None:
         progress, config = self.state.progress, self.config
@@ -197,11 +208,12 @@ class Trainer:
         progress = self.state.progress
         self._save(LAST)
         try:
-            metrics = evaluate(
+            metrics, coco = evaluate(
                 self.state.weights,
                 self.val_loader,
                 self.val_dataset,
                 self.accelerator,
+                criterion=self.criterion,
                 should_stop=self._stops_evaluation,
             )
         except EvaluationStopped:
@@ -210,12 +222,12 @@ class Trainer:
         if best:
             progress.best_ap = metrics["AP"]
             self._save(BEST)
-        if self.accelerator.is_main_process:
+        if coco is not None:
             scores = ", ".join(f"{name} {format_metric(metrics[name])}" for name in ("AP", "AP50"))
             self._say(f"epoch {progress.epoch + 1}: {scores}")
             log.write("eval", progress.step, {"epoch": progress.epoch, **metrics})
             try:
-                self._write_results(metrics, best=best)
+                self._write_results(coco, metrics, best=best)
             except (OSError, SafetensorError) as error:
                 logger.warning("could not write the results to %s: %s; training continues", self.output, error)
         return metrics
@@ -224,15 +236,16 @@ class Trainer:
         self.stop.beat()
         return self.accelerator.num_processes == 1 and self.stop.received is not None
 
-    def _write_results(self, metrics: dict[str, Any], *, best: bool) -> None:
+    def _write_results(self, coco: CocoEvaluation, metrics: dict[str, Any], *, best: bool) -> None:
         progress = self.state.progress
         if best:
             save_model(self.state.weights, self.output / "model")
         summary = {**metrics, "best_AP": progress.best_ap, "step": progress.step, "seconds": progress.seconds}
         write_atomically(self.output / "metrics.json", json.dumps(summary, indent=2) + "\n")
-        from detr_fast.training.report import write_report  # imports matplotlib
+        from detr_fast.training.report import write_curves, write_evaluation  # imports matplotlib
 
-        write_report(self.output, self.state.weights, self.val_dataset)
+        write_curves(self.output)
+        write_evaluation(self.output, self.state.weights, self.val_dataset, coco)
 
     def _save(self, name: str, *, must: bool = False) -> None:
         """Write a checkpoint; a failure raises CheckpointError if ``must``, and else is logged only."""

@@ -6,12 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detr_fast.data import CocoDetection, Resize, check_dataset
-from detr_fast.training import coco_metrics
-from detr_fast.training.evaluation import METRICS, _dataset_metrics
+from detr_fast import SetCriterion
+from detr_fast.data import CocoDetection, Resize, check_dataset, collate, make_shapes
+from detr_fast.training import TrainingError, coco_metrics
+from detr_fast.training.coco import METRICS, CocoEvaluation
+from detr_fast.training.evaluation import detect, evaluate
+from detr_fast.training.loading import build_eval_data
+from detr_fast.training.ranks import build_accelerator
 
 
 def _random_data(seed: int) -> tuple[dict[str, Any], np.ndarray]:
@@ -128,15 +133,56 @@ def test_ids_of_any_size_are_evaluated_and_reported(folder_of_three, offset):
     """Ids beyond 2^53, of which neighbours are equal as float64, and ids below 0."""
     folder = folder_of_three
     rows = np.array([[0, 4, 6, 10, 12, 0.9, 1], [0, 0, 0, 40, 30, 0.8, 0], [1, 20, 10, 8, 8, 0.7, 2]], dtype=float)
-    expected = _dataset_metrics(CocoDetection(folder.images, folder.file, Resize(30)), rows)
+    expected = CocoEvaluation.of_dataset(CocoDetection(folder.images, folder.file, Resize(30)), rows).metrics
     assert expected["AP"] == pytest.approx(1)
     folder.content = _renumber(folder.content, *[lambda n: n + offset] * 3)
     folder.write()
     shifted = CocoDetection(folder.images, folder.file, Resize(30))
-    assert _dataset_metrics(shifted, rows) == expected
+    assert CocoEvaluation.of_dataset(shifted, rows).metrics == expected
     messages = [str(fault) for fault in check_dataset(folder.images, folder.file)]
     assert messages
     assert all("id that other tools misread" in message for message in messages)
+
+
+@torch.no_grad()
+def test_the_validation_loss_is_that_of_the_criterion(tmp_path, small_detr):
+    """The mean over images, each batch being weighted by its size."""
+    shapes = make_shapes(tmp_path / "shapes", 1, 5, image_size=32)
+    accelerator = build_accelerator(mixed_precision="no", device="cpu")
+    dataset, loader = build_eval_data(
+        shapes / "val",
+        shapes / "annotations/instances_val.json",
+        accelerator,
+        transform=Resize(32),
+        categories=None,
+        batch_size=2,
+        num_workers=0,
+        orientation="upright",
+    )
+    model, criterion = small_detr(), SetCriterion()
+    found = evaluate(model, loader, dataset, accelerator, criterion=criterion)
+    assert model.training
+    assert criterion.training
+    model.eval()
+    losses = []
+    for packed in loader:
+        batch = packed.to("cpu")
+        output = model(batch.images, batch.padding)
+        losses += [float(criterion(output.logits, output.boxes, batch.targets).total)] * len(batch)
+    assert len(losses) == 5
+    assert found.metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+    assert found.coco.metrics["AP"] == found.metrics["AP"]
+    assert "loss" not in evaluate(model, loader, dataset, accelerator).metrics
+
+
+def test_outputs_that_are_not_finite_are_an_error(tmp_path, small_detr):
+    shapes = make_shapes(tmp_path / "shapes", 1, 2, image_size=32)
+    model = small_detr()
+    torch.nn.init.constant_(model.class_embed.bias, float("nan"))
+    accelerator = build_accelerator(mixed_precision="no", device="cpu")
+    dataset = CocoDetection(shapes / "val", shapes / "annotations/instances_val.json", Resize(32))
+    with pytest.raises(TrainingError, match="evaluation, images "):
+        detect(model, [collate([dataset[0], dataset[1]])], dataset, accelerator, criterion=SetCriterion())
 
 
 @pytest.fixture

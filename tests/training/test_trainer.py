@@ -35,9 +35,10 @@ def test_a_run_leaves_what_it_promises(config):
     records = read_metrics(output / "metrics.jsonl")
     assert [r["step"] for r in records if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert [r["step"] for r in records if r["kind"] == "eval"] == [3, 6]
+    assert all(0 < r["loss"] < 100 for r in records if r["kind"] == "eval")
     assert {"loss", "loss_ce_0", "class_error", "lr", "images_per_second", "grad_norm"} <= records[0].keys()
-    for figure in ("curves.png", "predictions.png"):
-        with Image.open(output / figure) as image:
+    for name in ("training_images", "curves", "predictions", "precision_recall", "confusion_matrix"):
+        with Image.open(output / f"{name}.png") as image:
             assert min(image.size) > 200
     assert yaml.safe_load((output / "config.yaml").read_text())["model"]["hidden_dim"] == 16
     files = {path.name for path in (output / "checkpoints").iterdir()}
