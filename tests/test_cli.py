@@ -191,8 +191,9 @@ def test_the_fast_configuration_differs_in_speed_only(monkeypatch):
     paper, fast = built
     assert fast.compile
     assert fast.allow_tf32
+    assert len(fast.data.padded_sizes) == 8
     assert fast.data.batch_size * fast.optim.accumulate == 8 * paper.data.batch_size
-    data = replace(fast.data, batch_size=paper.data.batch_size, num_workers=paper.data.num_workers)
+    data = replace(fast.data, batch_size=paper.data.batch_size, num_workers=paper.data.num_workers, padded_sizes=[])
     same = replace(fast, compile=False, allow_tf32=False, output=paper.output, data=data)
     assert replace(same, optim=replace(same.optim, accumulate=1)) == paper
 
@@ -221,6 +222,7 @@ def test_the_configuration_of_mmdetection_3_is_the_preset(monkeypatch):
     [
         ("--data.batch_size", "0", "data.batch_size must be at least 1, got 0"),
         ("--data.num_workers", "-1", "data.num_workers must be at least 0, got -1"),
+        ("--data.padded_sizes", "[[800,1333]]", "data.padded_sizes must consist of multiples of 32 pixels"),
         ("--optim.accumulate", "0", "optim.accumulate must be at least 1, got 0"),
         ("--optim.ema_decay", "1", "optim.ema_decay must be at least 0 and below 1, got 1"),
         ("--epochs", "0", "epochs must be at least 1, got 0"),

@@ -12,6 +12,7 @@ from detr_fast.data.transforms import Augmentation
 from detr_fast.images import MAX_SIDE, is_side
 from detr_fast.ops.weights import LossWeights, MatchWeights
 
+MAX_STRIDE = 32  # of the backbones
 MAX_SEED = 2**32 - 1  # of NumPy
 
 
@@ -79,6 +80,9 @@ class DataConfig:
         val_annotations: COCO detection JSON of the validation images.
         batch_size: images per batch on each rank.
         num_workers: processes that load images on each rank.
+        padded_sizes: (height, width) pairs in pixels, to which batches are padded. A batch is put together of images
+            that the same of them holds best, in training and evaluation, so that there are no other shapes. Without
+            any, a batch is padded to its largest height and width.
         orientation: what the boxes of an image with an EXIF orientation refer to where its stated size does not tell,
             the upright image or the pixels as stored.
         augmentation: augmentation of the training images.
@@ -95,6 +99,7 @@ class DataConfig:
     val_annotations: str
     batch_size: int = 2
     num_workers: int = 2
+    padded_sizes: list[tuple[int, int]] = field(default_factory=list)
     orientation: Literal["upright", "stored"] = "upright"
     augmentation: Augmentation = field(default_factory=Augmentation)
     eval_size: int = 800
@@ -107,6 +112,8 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and not is_side(value):
                 raise ConfigError(f"data.{name} must be from 1 to {MAX_SIDE} pixels, got {value}")
+        self.padded_sizes = [(height, width) for height, width in self.padded_sizes]
+        _check_padded_sizes(self.padded_sizes)
 
 
 @dataclass
@@ -210,6 +217,23 @@ def as_plain_data(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(config)))
 
 
+def _check_padded_sizes(sizes: list[tuple[int, int]]) -> None:
+    """Raise ConfigError for padded sizes that are out of range or occur twice.
+
+    The features of an image have a mask that does not depend on its padded size if the stride divides that.
+    """
+    for size in sizes:
+        if not all(is_side(side) and side % MAX_STRIDE == 0 for side in size):
+            whole = [min(max(MAX_STRIDE, -(-side // MAX_STRIDE) * MAX_STRIDE), MAX_SIDE) for side in size]
+            raise ConfigError(
+                f"data.padded_sizes must consist of multiples of {MAX_STRIDE} pixels, the stride of the backbone, from "
+                f"{MAX_STRIDE} to {MAX_SIDE}, got {list(size)}; {whole} is the nearest that holds as much"
+            )
+    twice = [list(size) for size in dict.fromkeys(sizes) if sizes.count(size) > 1]
+    if twice:
+        raise ConfigError(f"data.padded_sizes lists {twice[0]} more than once; remove all but one")
+
+
 def _check_types(config: Any, prefix: str) -> None:
     """Raise ConfigError for an option whose value is not of the annotated type."""
     for name, hint in get_type_hints(type(config)).items():
@@ -223,6 +247,9 @@ def _check_types(config: Any, prefix: str) -> None:
 def _is_of_type(value: Any, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        return isinstance(value, list | tuple) and len(value) == len(kinds) and all(map(_is_of_type, value, kinds))
     if get_origin(kind) is list:
         return isinstance(value, list) and all(_is_of_type(item, *get_args(kind)) for item in value)
     if kind in (int, float):

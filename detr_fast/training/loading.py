@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from torch.utils.data import DataLoader, DistributedSampler, Subset
+from torch.utils.data import DataLoader, DistributedSampler
 
-from detr_fast.data import Category, CocoDetection, DataError, PackedBatch, Resize, collate
+from detr_fast.data import Category, CocoDetection, DataError, PackedBatch, PaddedBatchSampler, Resize, collate
 from detr_fast.data.annotations import Orientation
+from detr_fast.data.padded_sizes import make_eval_batches
 from detr_fast.training.config import DataConfig
 
 
@@ -22,12 +24,12 @@ class TrainData:
 
     Attributes:
         dataset: The training data set.
-        sampler: Draws the images of this rank.
+        sampler: Draws the images of this rank, or its batches.
         loader: Loads the batches.
     """
 
     dataset: CocoDetection
-    sampler: DistributedSampler
+    sampler: DistributedSampler | PaddedBatchSampler
     loader: DataLoader
 
     def __len__(self) -> int:
@@ -66,12 +68,17 @@ def build_train_data(config: DataConfig, accelerator: Accelerator, *, seed: int)
     )
     if dataset.num_boxes == 0:
         raise DataError(f"the training data have no valid box, so that there is nothing to learn; {dataset.describe()}")
-    ranks = accelerator.num_processes
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+    if config.padded_sizes:
+        batches = PaddedBatchSampler(
+            dataset, config.padded_sizes, config.batch_size, seed=seed, rank=rank, num_ranks=ranks
+        )
+        return TrainData(
+            dataset, batches, _loader(dataset, accelerator, num_workers=config.num_workers, batch_sampler=batches)
+        )
     # As in facebookresearch/detr, an incomplete last batch is left out, unless it is the only one.
     drop_last = len(dataset) >= config.batch_size * ranks
-    sampler: DistributedSampler = DistributedSampler(
-        dataset, ranks, accelerator.process_index, shuffle=True, seed=seed, drop_last=drop_last
-    )
+    sampler: DistributedSampler = DistributedSampler(dataset, ranks, rank, shuffle=True, seed=seed, drop_last=drop_last)
     loader = _loader(
         dataset,
         accelerator,
@@ -93,6 +100,7 @@ def build_eval_data(
     batch_size: int,
     num_workers: int,
     orientation: Orientation,
+    padded_sizes: Sequence[tuple[int, int]] = (),
 ) -> tuple[CocoDetection, DataLoader]:
     """Open a data set for evaluation.
 
@@ -105,6 +113,8 @@ def build_eval_data(
         batch_size: Images per batch.
         num_workers: Processes that load images.
         orientation: As for :class:`CocoDetection`.
+        padded_sizes: (height, width) pairs in pixels, to the smallest of which that holds its images a batch is padded;
+            a batch whose images none of them holds is padded to their largest height and width.
 
     Returns:
         The data set, and a loader of this rank's share of it; each image is loaded by one rank.
@@ -114,15 +124,25 @@ def build_eval_data(
     """
     options: Any = {"categories": categories, "on_unreadable": "skip", "orientation": orientation}
     dataset = CocoDetection(images, annotations, transform, **options)
-    share = Subset(dataset, range(accelerator.process_index, len(dataset), accelerator.num_processes))
-    return dataset, _loader(share, accelerator, batch_size=batch_size, num_workers=num_workers)
+    share = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+    batches = make_eval_batches(dataset, share, padded_sizes, batch_size)
+    collate_fn = partial(collate, padded_sizes=padded_sizes)
+    loader = _loader(dataset, accelerator, num_workers=num_workers, collate_fn=collate_fn, batch_sampler=batches)
+    return dataset, loader
 
 
-def _loader(dataset: Any, accelerator: Accelerator, *, num_workers: int, **options: Any) -> DataLoader:
+def _loader(
+    dataset: CocoDetection,
+    accelerator: Accelerator,
+    *,
+    num_workers: int,
+    collate_fn: Callable[..., PackedBatch] = collate,
+    **options: Any,
+) -> DataLoader:
     return DataLoader(
         dataset,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=collate_fn,
         pin_memory=accelerator.device.type == "cuda",
         persistent_workers=num_workers > 0,
         generator=torch.Generator(),  # so that the loader does not advance the random state of the run

@@ -50,6 +50,7 @@ FIXED = (
     "data.eval_max_size",
     "data.eval_size",
     "data.orientation",
+    "data.padded_sizes",
     "model.backbone",
     "model.backbone_weights",
     "model.dim_feedforward",

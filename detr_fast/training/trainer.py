@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.criterion import SetCriterion
-from detr_fast.data import PackedBatch, Resize
+from detr_fast.data import PackedBatch, PaddedBatchSampler, Resize
 from detr_fast.text import format_metric
 from detr_fast.training.coco import CocoEvaluation
 from detr_fast.training.config import ConfigError, TrainConfig, as_plain_data
@@ -76,6 +76,7 @@ class Trainer:
             batch_size=config.data.batch_size,
             num_workers=config.data.num_workers,
             orientation=config.data.orientation,
+            padded_sizes=config.data.padded_sizes,
         )
         check_agreement(self.accelerator, self._facts())
         self._described = ""
@@ -84,6 +85,9 @@ class Trainer:
         for dataset in (self.data.dataset, self.val_dataset):
             if many_objects := dataset.describe_many_objects(config.model.num_queries):
                 self._say(f"model.num_queries is too small: {many_objects}")
+        sampler = self.data.sampler
+        if isinstance(sampler, PaddedBatchSampler) and (exceeding := sampler.describe_exceeding()):
+            self._say(f"data.padded_sizes: {exceeding}")
 
         set_seed(config.seed)
         architecture = config.model
@@ -94,6 +98,7 @@ class Trainer:
         steps_per_epoch = math.ceil(len(self.data) / config.optim.accumulate)
         self.state = RunState(model, config, self.accelerator, steps_per_epoch=steps_per_epoch)
         self.monitor = LossMonitor()
+        self._padding_shares: list[float] = []
         self.step = TrainingStep(self.state, self.criterion, self.monitor, config.optim)
         self.stop = StopSignal(patience=PATIENCE if self.accelerator.num_processes > 1 else None)
         if saved is not None:
@@ -184,6 +189,7 @@ class Trainer:
 
     def _train_batch(self, batch: PackedBatch, *, ends_step: bool) -> None:
         device, memory_format = self.accelerator.device, self.state.memory_format
+        self._padding_shares.append(batch.padding_share)
         self.step.accumulate(batch.to(device, non_blocking=True, memory_format=memory_format), last=ends_step)
         if self.accelerator.device.type == "cpu":
             self.monitor.check()  # before the step; on a CPU this synchronizes nothing
@@ -191,7 +197,8 @@ class Trainer:
             self.state.step()
 
     def _log_losses(self, log: MetricsLog, bar: tqdm, images_per_second: float) -> None:
-        means = self.monitor.means()
+        shares, self._padding_shares = self._padding_shares, []
+        means = {**self.monitor.means(), "padding": sum(shares) / len(shares)}
         values = torch.tensor(list(means.values()), device=self.accelerator.device)
         record = dict(zip(means, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
         rate = self.state.learning_rate
@@ -295,7 +302,8 @@ class Trainer:
         """Return what all ranks have to agree on, in order to do the same number of steps and evaluations."""
         config = self.config
         settings = {name: getattr(config, name) for name in ("epochs", "eval_every", "log_every", "checkpoint_every")}
-        batches = {"the number of training batches": len(self.data), "optim.accumulate": config.optim.accumulate}
+        batches: dict[str, Any] = {"the number of training batches": len(self.data)}
+        batches |= {"optim.accumulate": config.optim.accumulate, "data.padded_sizes": config.data.padded_sizes}
         digests = {f"the {name} data (SHA-256)": digest for name, digest in self._data_digests().items()}
         return batches | settings | {"checkpoint_steps": config.checkpoint_steps, "model": config.model} | digests
 
