@@ -179,7 +179,9 @@ class TrainConfig:
         checkpoint_every: epochs between checkpoints that are kept; 0 keeps only the last and the best.
         checkpoint_steps: optimizer steps after which the last checkpoint is written within an epoch; 0 writes it
             after each epoch only.
+        patience: evaluations without a higher AP after which the run ends early; 0 trains for all epochs.
         log_every: optimizer steps between the records of metrics.jsonl.
+        trackers: experiment trackers that log the records too, by their names in Accelerate, such as wandb and mlflow.
 
     Raises:
         ConfigError: a number is out of range.
@@ -200,11 +202,14 @@ class TrainConfig:
     eval_every: int = 1
     checkpoint_every: int = 100
     checkpoint_steps: int = 0
+    patience: int = 0
     log_every: int = 20
+    trackers: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_types(self, "")
         _check_minimum(self, "", epochs=1, eval_every=1, checkpoint_every=0, checkpoint_steps=0, log_every=1, seed=0)
+        _check_minimum(self, "", patience=0)
         if self.seed > MAX_SEED:
             raise ConfigError(f"seed must be at most {MAX_SEED}, got {self.seed}")
         for name, value in (("match.class_cost", self.match.class_cost), ("loss.class_loss", self.loss.class_loss)):

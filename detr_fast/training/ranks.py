@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import gather_object
 
 from detr_fast.training.config import ConfigError
@@ -21,19 +23,24 @@ def check_device(device: str) -> None:
         raise ConfigError("device: there is no GPU that PyTorch can use; choose auto or cpu")
 
 
-def build_accelerator(*, mixed_precision: str, device: str = "auto") -> Accelerator:
+def build_accelerator(
+    *, mixed_precision: str, device: str = "auto", trackers: Sequence[str] = (), directory: Path | None = None
+) -> Accelerator:
     """Build the accelerator, with one rank for each process of the launch.
 
     Args:
         mixed_precision: ``"no"``, ``"fp16"``, ``"bf16"``, or ``"auto"`` for bf16 on a GPU that supports it and no
             mixed precision elsewhere.
         device: ``"auto"`` for a GPU if there is one, ``"cpu"`` or ``"cuda"``.
+        trackers: Names of experiment trackers.
+        directory: Directory for the trackers that write files.
 
     Raises:
         ConfigError: There is no such device, or it does not support the precision, or Accelerate runs another number of
-            ranks than processes were launched.
+            ranks than processes were launched, or a tracker is unknown or not installed.
     """
     check_device(device)
+    _check_trackers(trackers)
     launched = next((int(os.environ[name]) for name in _WORLD_SIZE if os.environ.get(name, "").isdecimal()), 1)
     # Without an accelerator, Accelerate makes ranks of the processes only if the CPU is asked for.
     cpu = device == "cpu" or (launched > 1 and not torch.accelerator.is_available())
@@ -41,7 +48,9 @@ def build_accelerator(*, mixed_precision: str, device: str = "auto") -> Accelera
         supported = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         mixed_precision = "bf16" if supported else "no"
     try:
-        accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision, cpu=cpu, log_with=list(trackers) or None, project_dir=directory
+        )
     except ValueError as error:
         raise ConfigError(f"mixed_precision: {error}") from error
     if accelerator.num_processes != launched:
@@ -50,6 +59,16 @@ def build_accelerator(*, mixed_precision: str, device: str = "auto") -> Accelera
             f"{accelerator.device}, so that several would write the same files; start the command with torchrun"
         )
     return accelerator
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Raise ConfigError for a tracker that Accelerate would ignore."""
+    known, available = list(LOGGER_TYPE_TO_CLASS), [str(name) for name in get_available_trackers()]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"trackers: Accelerate has no tracker {name!r}; it has {', '.join(known)}")
+        if name not in available:
+            raise ConfigError(f"trackers: the package of {name} is not installed")
 
 
 def check_agreement(accelerator: Accelerator, facts: Mapping[str, Any]) -> None:

@@ -42,7 +42,9 @@ APPLIED = (
     "eval_every",
     "checkpoint_every",
     "checkpoint_steps",
+    "patience",
     "log_every",
+    "trackers",
 )
 # These determine the network, the position within an epoch, or what the best AP so far was measured on.
 FIXED = (

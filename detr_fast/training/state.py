@@ -29,6 +29,7 @@ class Progress:
         samples: Number of samples of the current epoch that all ranks have processed.
         step: Number of optimizer steps.
         best_ap: The best AP so far.
+        evaluations_since_best: Number of evaluations since the one of the best AP.
         seconds: Time spent on training steps.
     """
 
@@ -36,6 +37,7 @@ class Progress:
     samples: int = 0
     step: int = 0
     best_ap: float = -1.0
+    evaluations_since_best: int = 0
     seconds: float = 0.0
 
 
@@ -186,7 +188,7 @@ def _is_state_dict(part: Any) -> bool:
 
 def _is_progress(part: Any) -> bool:
     progress = Progress(**part)
-    counts = (progress.epoch, progress.samples, progress.step)
+    counts = (progress.epoch, progress.samples, progress.step, progress.evaluations_since_best)
     return (
         part.keys() == vars(progress).keys()
         and all(_is_count(count) for count in counts)

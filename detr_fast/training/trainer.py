@@ -61,7 +61,12 @@ class Trainer:
         self.config = config
         self.output = Path(config.output)
         check_model(config.model)
-        self.accelerator = build_accelerator(mixed_precision=config.mixed_precision, device=config.device)
+        self.accelerator = build_accelerator(
+            mixed_precision=config.mixed_precision,
+            device=config.device,
+            trackers=config.trackers,
+            directory=self.output,
+        )
         if self.accelerator.mixed_precision == "no":
             set_tf32(config.allow_tf32)
         self._lock = self._lock_output()
@@ -132,8 +137,8 @@ class Trainer:
             if not progress.step:
                 self._draw_training_images()
         metrics: dict[str, Any] = {}
-        with self.stop, MetricsLog(self.output, step=progress.step, enabled=self.accelerator.is_main_process) as log:
-            if progress.epoch >= config.epochs:
+        with self.stop, self._start_log() as log:
+            if progress.epoch >= config.epochs or self._is_patience_over():
                 return self._evaluate(log)
             for epoch in range(progress.epoch, config.epochs):
                 self._train_epoch(epoch, log)
@@ -143,9 +148,27 @@ class Trainer:
                 progress.epoch, progress.samples = epoch + 1, 0
                 if config.checkpoint_every and (epoch + 1) % config.checkpoint_every == 0:
                     self._save(f"epoch-{epoch + 1:04d}.pt")
-                self._save(LAST, must=last)
+                ends_early = not last and self._is_patience_over()
+                self._save(LAST, must=last or ends_early)
                 self._describe_data()
+                if ends_early:
+                    self._say(f"AP has not risen for {progress.evaluations_since_best} evaluations; the run ends early")
+                    break
         return metrics
+
+    def _start_log(self) -> MetricsLog:
+        """Start the log of the records and the experiment trackers of the configuration."""
+        if self.config.trackers:
+            self.accelerator.init_trackers("detr_fast", _flatten(as_plain_data(self.config)))
+        return MetricsLog(
+            self.output,
+            step=self.state.progress.step,
+            enabled=self.accelerator.is_main_process,
+            trackers=self.accelerator.trackers,
+        )
+
+    def _is_patience_over(self) -> bool:
+        return 0 < self.config.patience <= self.state.progress.evaluations_since_best
 
     def _draw_training_images(self) -> None:
         from detr_fast.training.report import write_training_images  # imports matplotlib
@@ -226,6 +249,7 @@ class Trainer:
         except EvaluationStopped:
             raise self._stopped() from None
         best = metrics["AP"] > progress.best_ap
+        progress.evaluations_since_best = 0 if best else progress.evaluations_since_best + 1
         if best:
             progress.best_ap = metrics["AP"]
             self._save(BEST)
@@ -301,7 +325,8 @@ class Trainer:
     def _facts(self) -> dict[str, Any]:
         """Return what all ranks have to agree on, in order to do the same number of steps and evaluations."""
         config = self.config
-        settings = {name: getattr(config, name) for name in ("epochs", "eval_every", "log_every", "checkpoint_every")}
+        names = ("epochs", "eval_every", "log_every", "checkpoint_every", "patience")
+        settings = {name: getattr(config, name) for name in names}
         batches: dict[str, Any] = {"the number of training batches": len(self.data)}
         batches |= {"optim.accumulate": config.optim.accumulate, "data.padded_sizes": config.data.padded_sizes}
         digests = {f"the {name} data (SHA-256)": digest for name, digest in self._data_digests().items()}
@@ -357,6 +382,17 @@ class Trainer:
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:
             tqdm.write(text)
+
+
+def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return settings by dotted names, as trackers take them; those that are no scalars as text."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
 
 
 class _Clock:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detr_fast import DETR
 from detr_fast.data import DataError
@@ -117,6 +118,46 @@ def test_a_finished_run_can_be_made_longer(config):
     assert longer.state.progress.step == 6
     # Nothing is left to train: the model is scored again.
     assert "AP50" in Trainer(config(epochs=2), resume=True).run()
+
+
+@pytest.mark.slow
+def test_a_run_ends_early_without_progress(config, capsys):
+    """Without a learning rate, no evaluation is better than the first."""
+    settings = config(epochs=9, patience=2, lr=0.0, backbone_lr=0.0)
+    trainer = Trainer(settings)
+    trainer.run()
+    assert (trainer.state.progress.epoch, trainer.state.progress.evaluations_since_best) == (3, 2)
+    assert "AP has not risen for 2 evaluations; the run ends early" in capsys.readouterr().out
+    evaluations = [r["epoch"] for r in read_metrics(Path(settings.output) / "metrics.jsonl") if r["kind"] == "eval"]
+    assert evaluations == [0, 1, 2]
+    again = Trainer(settings, resume=True)
+    again.run()
+    assert again.state.progress.epoch == 3
+    longer = Trainer(config(epochs=5, lr=0.0, backbone_lr=0.0), resume=True)
+    longer.run()
+    assert longer.state.progress.epoch == 5
+
+
+@pytest.mark.slow
+def test_records_reach_the_trackers(config):
+    """Accelerate's tracker for TensorBoard stands for all of them."""
+    settings = config(trackers=["tensorboard"], epochs=1)
+    Trainer(settings).run()
+    events = EventAccumulator(str(Path(settings.output) / "detr_fast")).Reload()
+    records = [r for r in read_metrics(Path(settings.output) / "metrics.jsonl") if r["kind"] == "train"]
+    logged = events.Scalars("train/loss")
+    assert [(event.step, pytest.approx(event.value, rel=1e-6)) for event in logged] == [
+        (r["step"], r["loss"]) for r in records
+    ]
+    assert len(events.Scalars("eval/AP50")) == 1
+
+
+@pytest.mark.parametrize(
+    ("tracker", "message"), [("wandp", "no tracker 'wandp'; it has .*wandb"), ("comet_ml", "comet_ml is not installed")]
+)
+def test_trackers_that_cannot_log_are_refused(config, tracker, message):
+    with pytest.raises(ConfigError, match=message):
+        Trainer(config(trackers=[tracker]))
 
 
 def test_a_rate_that_is_never_lowered_is_told(config, tmp_path, caplog):
