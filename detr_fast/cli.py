@@ -103,6 +103,7 @@ def convert(options: Namespace) -> None:
             num_classes=options.classes,
             num_heads=options.num_heads,
             norm_between_layers=options.norm_between_layers,
+            activation=options.activation,
         )
     )
 
@@ -262,6 +263,8 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
         add("--num_heads", type=PositiveInt, default=8, help="attention heads of the transformer")
         norm_between_layers = "the decoder normalizes between its layers (Hugging Face's auxiliary_loss)"
         add("--norm_between_layers", action="store_true", help=norm_between_layers)
+        activations = ["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"]
+        add("--activation", choices=activations, default="relu", help="activation of the feed-forward networks")
 
 
 def _resolve_configs(arguments: Sequence[str], parser: ArgumentParser) -> list[str]:

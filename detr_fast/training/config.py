@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass, field
 from types import UnionType
@@ -10,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from detr_fast.data.transforms import Augmentation
 from detr_fast.images import MAX_SIDE, is_side
+from detr_fast.nn.feed_forward import Activation
 from detr_fast.ops.weights import LossWeights, MatchWeights
 
 MAX_STRIDE = 32  # of the backbones
@@ -38,9 +40,18 @@ class ModelConfig:
         dropout: dropout probability of the transformer.
         num_queries: number of queries, which is the maximum number of objects that are detected in an image.
         position_encoding: sine or learned.
+        position_temperature: base of the wavelengths of the sine encoding.
+        position_normalize: whether the sine encoding maps each axis of an image to position_scale.
+        position_scale: length of a normalized axis in radians; the default is 2 pi.
+        position_eps: added to the divisor of the normalization.
+        position_offset: added to positions before they are normalized.
         pre_norm: normalize the input of each sublayer instead of its output.
         norm_between_layers: normalize the input of each decoder layer after the first, too, as transformers' DETR does
             with auxiliary_loss=True.
+        activation: activation function of the feed-forward networks: relu, leaky_relu, elu, gelu, silu or tanh.
+        num_ffn_layers: number of linear layers of each feed-forward network.
+        box_activation: activation function of the box head.
+        num_box_layers: number of linear layers of the box head.
         weights: weights to start from: a file, the directory of a saved model, or the id of a Hugging Face Hub
             repository.
         backbone_weights: a file of ImageNet weights of the backbone with torchvision's names.
@@ -59,8 +70,17 @@ class ModelConfig:
     dropout: float = 0.1
     num_queries: int = 100
     position_encoding: Literal["sine", "learned"] = "sine"
+    position_temperature: float = 10000.0
+    position_normalize: bool = True
+    position_scale: float = 2 * math.pi
+    position_eps: float = 1e-6
+    position_offset: float = 0.0
     pre_norm: bool = False
     norm_between_layers: bool = False
+    activation: Activation = "relu"
+    num_ffn_layers: int = 2
+    box_activation: Activation = "relu"
+    num_box_layers: int = 3
     weights: str | None = None
     backbone_weights: str | None = None
     freeze: list[Part] = field(default_factory=list)
