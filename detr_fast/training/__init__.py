@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from detr_fast.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from detr_fast.training.captured import CapturedStep
     from detr_fast.training.config import ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig
     from detr_fast.training.errors import USER_ERRORS
     from detr_fast.training.evaluation import coco_metrics, evaluate_model
@@ -19,6 +20,7 @@ else:  # the command line builds its parser from the configuration, without the 
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         {
+            "detr_fast.training.captured": ("CapturedStep",),
             "detr_fast.training.config": ("ConfigError", "DataConfig", "ModelConfig", "OptimConfig", "TrainConfig"),
             "detr_fast.training.errors": ("USER_ERRORS",),
             "detr_fast.training.evaluation": ("coco_metrics", "evaluate_model"),
@@ -31,6 +33,7 @@ else:  # the command line builds its parser from the configuration, without the 
 
 __all__ = [
     "USER_ERRORS",
+    "CapturedStep",
     "ConfigError",
     "DataConfig",
     "ModelConfig",

@@ -21,6 +21,7 @@ from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.criterion import SetCriterion
 from detr_fast.data import PackedBatch, Resize
 from detr_fast.text import format_metric
+from detr_fast.training.captured import check_capture
 from detr_fast.training.config import ConfigError, TrainConfig, as_plain_data
 from detr_fast.training.device import set_tf32
 from detr_fast.training.evaluation import EvaluationStopped, evaluate
@@ -61,6 +62,8 @@ class Trainer:
         self.output = Path(config.output)
         check_model(config.model)
         self.accelerator = build_accelerator(mixed_precision=config.mixed_precision, device=config.device)
+        if config.capture:
+            check_capture(self.accelerator.device, self.accelerator)
         if self.accelerator.mixed_precision == "no":
             set_tf32(config.allow_tf32)
         self._lock = self._lock_output()
@@ -93,7 +96,7 @@ class Trainer:
         steps_per_epoch = math.ceil(len(self.data) / config.optim.accumulate)
         self.state = RunState(model, config, self.accelerator, steps_per_epoch=steps_per_epoch)
         self.monitor = LossMonitor()
-        self.step = TrainingStep(self.state, self.criterion, self.monitor, config.optim)
+        self.step = TrainingStep(self.state, self.criterion, self.monitor, config)
         self.stop = StopSignal(patience=PATIENCE if self.accelerator.num_processes > 1 else None)
         if saved is not None:
             self._check_data(saved)
@@ -173,11 +176,9 @@ class Trainer:
 
     def _train_batch(self, batch: PackedBatch, *, ends_step: bool) -> None:
         device, memory_format = self.accelerator.device, self.state.memory_format
-        self.step.accumulate(batch.to(device, non_blocking=True, memory_format=memory_format), last=ends_step)
+        self.step(batch.to(device, non_blocking=True, memory_format=memory_format), last=ends_step)
         if self.accelerator.device.type == "cpu":
-            self.monitor.check()  # before the step; on a CPU this synchronizes nothing
-        if ends_step:
-            self.state.step()
+            self.monitor.check()  # on a CPU this synchronizes nothing
 
     def _log_losses(self, log: MetricsLog, bar: tqdm, images_per_second: float) -> None:
         means = self.monitor.means()
