@@ -1,4 +1,4 @@
-"""The captured training step: the eager form of the same function on a CPU, the buffers of its inputs, and its graphs."""
+"""The captured training step: the same function run eagerly on a CPU, the buffers of its inputs, and its graphs."""
 
 from __future__ import annotations
 
@@ -193,17 +193,21 @@ def test_learning_rates_and_restored_moments_reach_the_graphs(small_detr, random
         graphs(*inputs, last=True)
         scheduler.step()
     rate = optimizer.param_groups[0]["lr"]
-    assert isinstance(rate, Tensor) and float(rate) == pytest.approx(1e-3 / 4)
+    assert isinstance(rate, Tensor)
+    assert float(rate) == pytest.approx(1e-3 / 4)
     saved = deepcopy(optimizer.state_dict())
     optimizer.param_groups[0]["lr"] = 0.0
     before = [parameter.clone() for parameter in model.parameters()]
     graphs(*inputs, last=True)
-    assert optimizer.param_groups[0]["lr"] is rate and not rate
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert not rate
     assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
-    assert recorder.resets == 1 and len(graphs._graphs) == 1
+    assert recorder.resets == 1
+    assert len(graphs._graphs) == 1
     optimizer.load_state_dict(saved)
     graphs(*inputs, last=True)
-    assert recorder.resets == 2 and recorder.recorded == 0
+    assert recorder.resets == 2
+    assert recorder.recorded == 0
     assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(1e-3 / 4)
 
 
@@ -211,7 +215,8 @@ def test_buffers_share_memory(random_targets):
     buffers = _graphs(nn.Linear(1, 1))._buffers
     large = buffers.like(0, torch.empty(2, 3, 8, 8).to(memory_format=torch.channels_last))
     small = buffers.like(0, torch.empty(2, 3, 4, 8))
-    assert large.is_contiguous(memory_format=torch.channels_last) and small.is_contiguous()
+    assert large.is_contiguous(memory_format=torch.channels_last)
+    assert small.is_contiguous()
     assert large.data_ptr() == small.data_ptr()
     assert buffers.like(1, small).data_ptr() != small.data_ptr()
     assert buffers.like(0, torch.empty(3, 3, 8, 8)).data_ptr() != large.data_ptr()
