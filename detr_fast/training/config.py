@@ -194,6 +194,8 @@ class TrainConfig:
         allow_tf32: whether a GPU may round the factors of float32 matrix products and convolutions to TF32 where
             mixed_precision is no.
         compile: compile the backbone and the transformer with torch.compile.
+        capture: capture a training step on a GPU as a CUDA graph, one for each of the first 16 shapes of the batches;
+            for one rank, and mixed_precision other than fp16.
         device: auto uses a GPU if there is one, and cuda requires one.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         checkpoint_every: epochs between checkpoints that are kept; 0 keeps only the last and the best.
@@ -218,6 +220,7 @@ class TrainConfig:
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "no"
     allow_tf32: bool = False
     compile: bool = False
+    capture: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     eval_every: int = 1
     checkpoint_every: int = 100

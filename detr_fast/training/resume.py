@@ -38,6 +38,7 @@ APPLIED = (
     "mixed_precision",
     "allow_tf32",
     "compile",
+    "capture",
     "device",
     "eval_every",
     "checkpoint_every",

@@ -21,6 +21,7 @@ from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.criterion import SetCriterion
 from detr_fast.data import PackedBatch, PaddedBatchSampler, Resize
 from detr_fast.text import format_metric
+from detr_fast.training.captured import check_capture
 from detr_fast.training.coco import CocoEvaluation
 from detr_fast.training.config import ConfigError, TrainConfig, as_plain_data
 from detr_fast.training.device import set_tf32
@@ -67,6 +68,8 @@ class Trainer:
             trackers=config.trackers,
             directory=self.output,
         )
+        if config.capture:
+            check_capture(self.accelerator.device, self.accelerator)
         if self.accelerator.mixed_precision == "no":
             set_tf32(config.allow_tf32)
         self._lock = self._lock_output()
@@ -104,7 +107,7 @@ class Trainer:
         self.state = RunState(model, config, self.accelerator, steps_per_epoch=steps_per_epoch)
         self.monitor = LossMonitor()
         self._padding_shares: list[float] = []
-        self.step = TrainingStep(self.state, self.criterion, self.monitor, config.optim)
+        self.step = TrainingStep(self.state, self.criterion, self.monitor, config)
         self.stop = StopSignal(patience=PATIENCE if self.accelerator.num_processes > 1 else None)
         if saved is not None:
             self._check_data(saved)
@@ -213,11 +216,9 @@ class Trainer:
     def _train_batch(self, batch: PackedBatch, *, ends_step: bool) -> None:
         device, memory_format = self.accelerator.device, self.state.memory_format
         self._padding_shares.append(batch.padding_share)
-        self.step.accumulate(batch.to(device, non_blocking=True, memory_format=memory_format), last=ends_step)
+        self.step(batch.to(device, non_blocking=True, memory_format=memory_format), last=ends_step)
         if self.accelerator.device.type == "cpu":
-            self.monitor.check()  # before the step; on a CPU this synchronizes nothing
-        if ends_step:
-            self.state.step()
+            self.monitor.check()  # on a CPU this synchronizes nothing
 
     def _log_losses(self, log: MetricsLog, bar: tqdm, images_per_second: float) -> None:
         shares, self._padding_shares = self._padding_shares, []
