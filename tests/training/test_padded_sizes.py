@@ -236,14 +236,14 @@ def test_a_run_resumed_within_an_epoch_is_never_stopped(padded_config, tmp_path,
     complete.run()
     settings = padded_config(output=str(tmp_path / "parts"), **options)
     first = Trainer(settings)
-    step = first.state.step
+    step = first.state.advance
 
     def step_then_stop() -> None:
         step()
         if first.state.progress.step + 1 == 17:  # of the 12 steps of each epoch, the fifth of the second
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(first.state, "step", step_then_stop)
+    monkeypatch.setattr(first.state, "advance", step_then_stop)
     with pytest.raises(Stopped):
         first.run()
     second = Trainer(settings, resume=True)

@@ -83,7 +83,7 @@ def test_stopping_and_resuming_changes_nothing(config, tmp_path, stop_after, mon
 
     settings = config(output=str(tmp_path / "parts"), **options)
     first = Trainer(settings)
-    step = first.state.step
+    step = first.state.advance
 
     def step_then_ask() -> None:
         step()
@@ -92,7 +92,7 @@ def test_stopping_and_resuming_changes_nothing(config, tmp_path, stop_after, mon
 
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(first.state, "step", step_then_ask)
+    monkeypatch.setattr(first.state, "advance", step_then_ask)
     with pytest.raises(Stopped, match=f"stopped by SIGTERM after step {stop_after}; the checkpoint is .*last"):
         first.run()
     second = Trainer(settings, resume=True)
@@ -217,7 +217,7 @@ def test_a_full_disk_costs_no_checkpoint_and_no_training(config, caplog):
     settings = config(checkpoint_steps=1, epochs=1)
     trainer = Trainer(settings)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    step = trainer.state.step
+    step = trainer.state.advance
 
     def fill_the_disk_at_step_2() -> None:
         step()
@@ -225,7 +225,7 @@ def test_a_full_disk_costs_no_checkpoint_and_no_training(config, caplog):
         limit = 20_000 if trainer.state.progress.step == 1 else soft
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
 
-    trainer.state.step = fill_the_disk_at_step_2
+    trainer.state.advance = fill_the_disk_at_step_2
     try:
         with caplog.at_level(logging.WARNING):
             trainer.run()
