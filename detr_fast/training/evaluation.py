@@ -20,7 +20,7 @@ from detr_fast.data import Category, CocoDetection, PackedBatch, Resize
 from detr_fast.data.annotations import Orientation
 from detr_fast.models import DETR
 from detr_fast.models.inference import best_classes, scale_boxes
-from detr_fast.training.loading import build_eval_data
+from detr_fast.training.loading import DeviceBatches, build_eval_data
 from detr_fast.training.ranks import build_accelerator
 
 METRICS = (
@@ -51,7 +51,7 @@ def detect(
         batches: Batches of images of the data set.
         dataset: The data set.
         accelerator: Determines the device and the precision.
-        should_stop: Called before each batch.
+        should_stop: Called before each batch with an image.
 
     Returns:
         The K detections, float64 [K,7]: index of the image in the data set, x, y, width, height in pixels, score,
@@ -66,12 +66,9 @@ def detect(
     found: list[Tensor] = []
     images: list[int] = []
     sizes: list[tuple[int, int]] = []
-    for packed in batches:
+    for batch in DeviceBatches(filter(len, batches), accelerator.device):
         if should_stop():
             raise EvaluationStopped
-        if not len(packed):
-            continue
-        batch = packed.to(accelerator.device, non_blocking=True)
         with accelerator.autocast():
             output = model(batch.images, batch.padding)
         found.append(_detections(output.pred_logits.float(), output.pred_boxes.float()))
@@ -206,7 +203,7 @@ def evaluate_model(
     annotations: str | Path,
     *,
     batch_size: int = 2,
-    num_workers: int = 2,
+    num_workers: int | None = None,
     mixed_precision: str = "no",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     orientation: Orientation = "upright",
@@ -219,7 +216,8 @@ def evaluate_model(
         images: Directory of the images.
         annotations: COCO detection JSON.
         batch_size: Images per batch on each rank.
-        num_workers: Processes that load images on each rank.
+        num_workers: Processes that load images on each rank; None for the number of
+            :func:`~detr_fast.training.loading.choose_num_workers`.
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
         device: ``"auto"`` uses a GPU if there is one.
         orientation: As for :class:`~detr_fast.data.CocoDetection`.

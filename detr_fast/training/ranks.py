@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from detr_fast.training.config import ConfigError
 
 _WORLD_SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and MPI
+_LOCAL_WORLD_SIZE = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
 
 
 def check_device(device: str) -> None:
@@ -34,7 +35,7 @@ def build_accelerator(*, mixed_precision: str, device: str = "auto") -> Accelera
             ranks than processes were launched.
     """
     check_device(device)
-    launched = next((int(os.environ[name]) for name in _WORLD_SIZE if os.environ.get(name, "").isdecimal()), 1)
+    launched = _read_number(_WORLD_SIZE) or 1
     # Without an accelerator, Accelerate makes ranks of the processes only if the CPU is asked for.
     cpu = device == "cpu" or (launched > 1 and not torch.accelerator.is_available())
     if mixed_precision == "auto":
@@ -50,6 +51,17 @@ def build_accelerator(*, mixed_precision: str, device: str = "auto") -> Accelera
             f"{accelerator.device}, so that several would write the same files; start the command with torchrun"
         )
     return accelerator
+
+
+def count_local_ranks(accelerator: Accelerator) -> int:
+    """Return the number of ranks on this machine; that of all ranks if the launcher does not tell."""
+    return _read_number(_LOCAL_WORLD_SIZE) or accelerator.num_processes
+
+
+def _read_number(variables: Sequence[str]) -> int | None:
+    """Return the first number above 0 among environment variables; None if there is none."""
+    numbers = (int(os.environ[name]) for name in variables if os.environ.get(name, "").isdecimal())
+    return next(filter(None, numbers), None)
 
 
 def check_agreement(accelerator: Accelerator, facts: Mapping[str, Any]) -> None:
