@@ -22,7 +22,7 @@ from detr_fast.criterion import SetCriterion
 from detr_fast.data import Batch, PaddedBatchSampler, Resize
 from detr_fast.text import format_metric
 from detr_fast.training.config import ConfigError, TrainConfig, as_plain_data
-from detr_fast.training.device import set_tf32
+from detr_fast.training.device import set_tf32, tune_convolutions
 from detr_fast.training.evaluation import EvaluationStopped, evaluate
 from detr_fast.training.files import OutputLock, write_atomically
 from detr_fast.training.loading import DeviceBatches, Waits, build_eval_data, build_train_data
@@ -63,6 +63,8 @@ class Trainer:
         self.accelerator = build_accelerator(mixed_precision=config.mixed_precision, device=config.device)
         if self.accelerator.mixed_precision == "no":
             set_tf32(config.allow_tf32)
+        if config.data.padded_sizes:
+            tune_convolutions()
         self._lock = self._lock_output()
         saved = self._saved_state(resume)
         self.data = build_train_data(config.data, self.accelerator, seed=config.seed)

@@ -202,6 +202,21 @@ def test_images_of_unknown_or_wrong_size_are_made_to_fit(tmp_path, stated):
         assert tuple(packed.to("cpu").images.shape[2:]) == packed.padded_size
 
 
+@pytest.fixture(autouse=True)
+def benchmark_restored():
+    before = torch.backends.cudnn.benchmark
+    yield
+    torch.backends.cudnn.benchmark = before
+
+
+def test_convolutions_are_tuned_for_few_shapes_only(padded_config, tmp_path):
+    torch.backends.cudnn.benchmark = False
+    Trainer(padded_config(padded_sizes=[]))
+    assert not torch.backends.cudnn.benchmark
+    Trainer(padded_config(output=str(tmp_path / "other")))
+    assert torch.backends.cudnn.benchmark
+
+
 def test_images_that_no_padded_size_holds_are_told(padded_config, tmp_path, capsys):
     Trainer(padded_config())
     assert "padded" not in capsys.readouterr().out
