@@ -244,7 +244,8 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
         add("--num_queries", type=PositiveInt, default=100, help="queries of the model to train, one for each object")
     if command == "eval":
         add("--batch_size", type=PositiveInt, default=2, help="images per batch on each rank")
-        add("--num_workers", type=NonNegativeInt, default=2, help="processes that load images on each rank")
+        num_workers = "processes that load images on each rank; by default chosen by the number of cores"
+        add("--num_workers", type=NonNegativeInt, default=None, help=num_workers)
         add("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="precision of the model")
         add("--output", help="a JSON file for the metrics")
         add("--figures", help="a directory for precision-recall curves, a confusion matrix and drawn predictions")

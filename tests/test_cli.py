@@ -194,7 +194,7 @@ def test_the_fast_configuration_differs_in_speed_only(monkeypatch):
     assert fast.allow_tf32
     assert len(fast.data.padded_sizes) == 8
     assert fast.data.batch_size * fast.optim.accumulate == 8 * paper.data.batch_size
-    data = replace(fast.data, batch_size=paper.data.batch_size, num_workers=paper.data.num_workers, padded_sizes=[])
+    data = replace(fast.data, batch_size=paper.data.batch_size, padded_sizes=[])
     same = replace(fast, compile=False, allow_tf32=False, output=paper.output, data=data)
     assert replace(same, optim=replace(same.optim, accumulate=1)) == paper
 

@@ -46,6 +46,14 @@ class Batch:
         """The mask as a model takes it: None if no image is padded."""
         return self.mask if self.is_padded else None
 
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Mark the tensors as used by a stream other than the one on which they were made.
+
+        Their memory is then not used again before the work that is queued on the stream when they are freed is done.
+        """
+        for tensor in (self.images, self.mask, self.targets.labels, self.targets.boxes, self.targets.offsets):
+            tensor.record_stream(stream)
+
 
 @dataclass(frozen=True)
 class PackedBatch:

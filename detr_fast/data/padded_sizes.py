@@ -33,10 +33,10 @@ class PaddedBatchSampler(Sampler[list[PaddedIndex]]):
 
     Nothing is drawn otherwise than without padded sizes: the size of an image after its augmentation is computed
     before it is loaded, and the image goes to the smallest padded size that holds it. The images of an incomplete batch
-    move to the next larger size that holds them. An image is scaled down, keeping its aspect ratio, in three cases: no
-    padded size holds it; the annotation file does not state its size, or a wrong one; or it is among the fewer than
-    ``batch_size * num_ranks`` images that remain for each size that has no larger one above it, of which the last
-    batches are made.
+    move to the next larger size that holds them. An image is scaled down to fit, keeping its aspect ratio, where no
+    padded size holds it, or its size is not known in advance (the annotation file states none or a wrong one, or the
+    file is reduced while it is decoded), or where it is one of the last images: for each size without a larger one,
+    fewer than ``batch_size * num_ranks`` images remain, of which batches are made together.
 
     Args:
         dataset: The data set. Its transform has a method ``draw_size``, as :class:`Augmentation` has.

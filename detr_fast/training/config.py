@@ -99,7 +99,8 @@ class DataConfig:
         val_images: directory of the validation images.
         val_annotations: COCO detection JSON of the validation images.
         batch_size: images per batch on each rank.
-        num_workers: processes that load images on each rank.
+        num_workers: processes that load images on each rank. null is the rank's share of the cores less one, at most
+            16, on a GPU, and 1 on a CPU, and no more than the rank has batches.
         padded_sizes: (height, width) pairs in pixels, to which batches are padded. A batch is put together of images
             that the same of them holds best, in training and evaluation, so that there are no other shapes. Without
             any, a batch is padded to its largest height and width.
@@ -118,7 +119,7 @@ class DataConfig:
     val_images: str
     val_annotations: str
     batch_size: int = 2
-    num_workers: int = 2
+    num_workers: int | None = None
     padded_sizes: list[tuple[int, int]] = field(default_factory=list)
     orientation: Literal["upright", "stored"] = "upright"
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -127,7 +128,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_types(self, "data.")
-        _check_minimum(self, "data.", batch_size=1, num_workers=0)
+        _check_minimum(self, "data.", batch_size=1)
+        if self.num_workers is not None:
+            _check_minimum(self, "data.", num_workers=0)
         for name in ("eval_size", "eval_max_size"):
             value = getattr(self, name)
             if value is not None and not is_side(value):

@@ -19,7 +19,7 @@ from detr_fast.data.annotations import Orientation
 from detr_fast.models import DETR, DETROutput
 from detr_fast.models.inference import best_classes, evaluating, scale_boxes
 from detr_fast.training.coco import CocoEvaluation
-from detr_fast.training.loading import build_eval_data
+from detr_fast.training.loading import DeviceBatches, build_eval_data
 from detr_fast.training.monitor import TrainingError
 from detr_fast.training.ranks import build_accelerator
 
@@ -61,7 +61,7 @@ def detect(
         dataset: The data set.
         accelerator: Determines the device and the precision.
         criterion: Computes the loss; None for none.
-        should_stop: Called before each batch.
+        should_stop: Called before each batch with an image.
 
     Returns:
         The K detections, float64 [K,7]: index of the image in the data set, x, y, width, height in pixels, score,
@@ -77,12 +77,9 @@ def detect(
     sizes: list[tuple[int, int]] = []
     losses: list[Tensor] = []
     with evaluating(model), nullcontext() if criterion is None else evaluating(criterion):
-        for packed in batches:
+        for batch in DeviceBatches(filter(len, batches), accelerator.device):
             if should_stop():
                 raise EvaluationStopped
-            if not len(packed):
-                continue
-            batch = packed.to(accelerator.device, non_blocking=True)
             with accelerator.autocast():
                 output = model(batch.images, batch.padding)
             if criterion is not None:
@@ -148,7 +145,7 @@ def evaluate_model(
     annotations: str | Path,
     *,
     batch_size: int = 2,
-    num_workers: int = 2,
+    num_workers: int | None = None,
     mixed_precision: str = "no",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     orientation: Orientation = "upright",
@@ -162,7 +159,8 @@ def evaluate_model(
         images: Directory of the images.
         annotations: COCO detection JSON.
         batch_size: Images per batch on each rank.
-        num_workers: Processes that load images on each rank.
+        num_workers: Processes that load images on each rank; None for the number of
+            :func:`~detr_fast.training.loading.choose_num_workers`.
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
         device: ``"auto"`` uses a GPU if there is one.
         orientation: As for :class:`~detr_fast.data.CocoDetection`.

@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from detr_fast.training.config import ConfigError
 
 _WORLD_SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and MPI
+_LOCAL_WORLD_SIZE = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
 
 
 def check_device(device: str) -> None:
@@ -41,7 +42,7 @@ def build_accelerator(
     """
     check_device(device)
     _check_trackers(trackers)
-    launched = next((int(os.environ[name]) for name in _WORLD_SIZE if os.environ.get(name, "").isdecimal()), 1)
+    launched = _read_number(_WORLD_SIZE) or 1
     # Without an accelerator, Accelerate makes ranks of the processes only if the CPU is asked for.
     cpu = device == "cpu" or (launched > 1 and not torch.accelerator.is_available())
     if mixed_precision == "auto":
@@ -69,6 +70,17 @@ def _check_trackers(names: Sequence[str]) -> None:
             raise ConfigError(f"trackers: Accelerate has no tracker {name!r}; it has {', '.join(known)}")
         if name not in available:
             raise ConfigError(f"trackers: the package of {name} is not installed")
+
+
+def count_local_ranks(accelerator: Accelerator) -> int:
+    """Return the number of ranks on this machine; that of all ranks if the launcher does not tell."""
+    return _read_number(_LOCAL_WORLD_SIZE) or accelerator.num_processes
+
+
+def _read_number(variables: Sequence[str]) -> int | None:
+    """Return the first number above 0 among environment variables; None if there is none."""
+    numbers = (int(os.environ[name]) for name in variables if os.environ.get(name, "").isdecimal())
+    return next(filter(None, numbers), None)
 
 
 def check_agreement(accelerator: Accelerator, facts: Mapping[str, Any]) -> None:

@@ -19,15 +19,15 @@ from tqdm import tqdm
 
 from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.criterion import SetCriterion
-from detr_fast.data import PackedBatch, PaddedBatchSampler, Resize
+from detr_fast.data import Batch, PaddedBatchSampler, Resize
 from detr_fast.text import format_metric
 from detr_fast.training.captured import check_capture
 from detr_fast.training.coco import CocoEvaluation
 from detr_fast.training.config import ConfigError, TrainConfig, as_plain_data
-from detr_fast.training.device import set_tf32
+from detr_fast.training.device import set_tf32, tune_convolutions
 from detr_fast.training.evaluation import EvaluationStopped, evaluate
 from detr_fast.training.files import OutputLock, write_atomically
-from detr_fast.training.loading import build_eval_data, build_train_data
+from detr_fast.training.loading import DeviceBatches, Waits, build_eval_data, build_train_data
 from detr_fast.training.model import build_model, check_model, save_model
 from detr_fast.training.monitor import LossMonitor, MetricsLog
 from detr_fast.training.ranks import build_accelerator, check_agreement
@@ -72,6 +72,8 @@ class Trainer:
             check_capture(self.accelerator.device, self.accelerator)
         if self.accelerator.mixed_precision == "no":
             set_tf32(config.allow_tf32)
+        if config.data.padded_sizes:
+            tune_convolutions()
         self._lock = self._lock_output()
         saved = self._saved_state(resume)
         self.data = build_train_data(config.data, self.accelerator, seed=config.seed)
@@ -143,8 +145,11 @@ class Trainer:
         with self.stop, self._start_log() as log:
             if progress.epoch >= config.epochs or self._is_patience_over():
                 return self._evaluate(log)
-            for epoch in range(progress.epoch, config.epochs):
-                self._train_epoch(epoch, log)
+            first = progress.epoch
+            for epoch in range(first, config.epochs):
+                waits = self._train_epoch(epoch, log)
+                if epoch == first and (bound := waits.describe()):
+                    self._say(f"epoch {epoch + 1}: {bound}")
                 last = epoch + 1 == config.epochs
                 if last or (epoch + 1) % config.eval_every == 0:
                     metrics = self._evaluate(log)
@@ -181,7 +186,7 @@ class Trainer:
         except OSError as error:
             logger.warning("could not draw training images in %s: %s; training continues", self.output, error)
 
-    def _train_epoch(self, epoch: int, log: MetricsLog) -> None:
+    def _train_epoch(self, epoch: int, log: MetricsLog) -> Waits:
         progress, config = self.state.progress, self.config
         per_batch = config.data.batch_size * self.accelerator.num_processes
         start = progress.samples // per_batch
@@ -193,9 +198,12 @@ class Trainer:
             disable=not self.accelerator.is_main_process,
         )
         self.state.model.train()
+        batches = DeviceBatches(
+            self.data.epoch(epoch, start=start), self.accelerator.device, memory_format=self.state.memory_format
+        )
         clock = _Clock()
         with bar:
-            for index, batch in enumerate(self.data.epoch(epoch, start=start), start):
+            for index, batch in enumerate(batches, start):
                 ends_epoch = index + 1 == len(self.data)
                 ends_step = ends_epoch or (index + 1) % config.optim.accumulate == 0
                 self._train_batch(batch, ends_step=ends_step)
@@ -212,11 +220,11 @@ class Trainer:
                 if config.checkpoint_steps and progress.step % config.checkpoint_steps == 0:
                     self._save(LAST)
                 self._stop_if_asked(synchronized=logs)
+        return batches.waits
 
-    def _train_batch(self, batch: PackedBatch, *, ends_step: bool) -> None:
-        device, memory_format = self.accelerator.device, self.state.memory_format
+    def _train_batch(self, batch: Batch, *, ends_step: bool) -> None:
         self._padding_shares.append(batch.padding_share)
-        self.step(batch.to(device, non_blocking=True, memory_format=memory_format), last=ends_step)
+        self.step(batch, last=ends_step)
         if self.accelerator.device.type == "cpu":
             self.monitor.check()  # on a CPU this synchronizes nothing
 

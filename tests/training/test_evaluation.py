@@ -301,7 +301,7 @@ class OnDevice:
     def __len__(self) -> int:
         return len(self.batch)
 
-    def to(self, device: torch.device, non_blocking: bool) -> Batch:
+    def to(self, device: torch.device, memory_format: torch.memory_format) -> Batch:
         return self.batch
 
 

@@ -21,6 +21,8 @@ from detr_fast.training import ConfigError, DataConfig, Stopped, Trainer
 from detr_fast.training.evaluation import detect
 from detr_fast.training.loading import build_eval_data, build_train_data
 from detr_fast.training.monitor import read_metrics
+from tests.training.test_processes import _run as run_command
+from tests.training.test_processes import _write_config as write_config
 
 SIZES = [(64, 96), (96, 64), (64, 64), (96, 96)]
 SHAPES = [(80, 60), (60, 80), (90, 60), (70, 70), (120, 50), (50, 120), (64, 96), (33, 47)]  # (width, height)
@@ -198,6 +200,21 @@ def test_images_of_unknown_or_wrong_size_are_made_to_fit(tmp_path, stated):
     for packed in loaded:
         assert packed.padded_size in SIZES
         assert tuple(packed.to("cpu").images.shape[2:]) == packed.padded_size
+
+
+@pytest.fixture(autouse=True)
+def benchmark_restored():
+    before = torch.backends.cudnn.benchmark
+    yield
+    torch.backends.cudnn.benchmark = before
+
+
+def test_convolutions_are_tuned_for_few_shapes_only(padded_config, tmp_path):
+    torch.backends.cudnn.benchmark = False
+    Trainer(padded_config(padded_sizes=[]))
+    assert not torch.backends.cudnn.benchmark
+    Trainer(padded_config(output=str(tmp_path / "other")))
+    assert torch.backends.cudnn.benchmark
 
 
 def test_images_that_no_padded_size_holds_are_told(padded_config, tmp_path, capsys):
@@ -400,3 +417,19 @@ def test_padded_sizes_that_cannot_be_used_are_refused(sizes, message):
 
 def test_padded_sizes_are_pairs_whatever_file_they_come_from():
     assert DataConfig("", "", "", "", padded_sizes=[[64, 96]]) == DataConfig("", "", "", "", padded_sizes=[(64, 96)])
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one_with_the_double_batch(padded_config, tmp_path):
+    """The share of padding is the mean of the ranks, which is that of one rank if their shapes are equal."""
+    options = {"dropout": 0.0, "epochs": 1}
+    two = padded_config(output=str(tmp_path / "two"), batch_size=2, **options)
+    one = padded_config(output=str(tmp_path / "one"), batch_size=4, **options)
+    run_command("train", "--config", write_config(one, tmp_path / "one.yaml"))
+    run_command("train", "--config", write_config(two, tmp_path / "two.yaml"), ranks=2)
+    expected, actual = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("one", "two"))
+    assert len(expected) == len(actual) == 13
+    for found, reference in zip(actual, expected, strict=True):
+        for name in ("loss", "loss_giou", "padding", "grad_norm", "AP50"):
+            if name in reference:
+                assert found[name] == pytest.approx(reference[name], rel=1e-3, abs=1e-5), (name, reference["step"])
