@@ -148,13 +148,13 @@ class RunState:
         rates = self._scheduled_rates()
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        self.scheduler._last_lr = rates
+        self.scheduler._last_lr = [*rates]
 
     def _scheduled_rates(self) -> list[float]:
         """Return the learning rate of each group; the optimizer may have it on the device only."""
         schedule = self.scheduler
         return [
-            base * factor(schedule.last_epoch)
+            float(base) * factor(schedule.last_epoch)
             for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
         ]
 
