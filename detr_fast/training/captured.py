@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from detr_fast.ops import use_backend
 from detr_fast.ops.targets import Targets
 from detr_fast.training.config import ConfigError
+from detr_fast.training.monitor import TrainingError
 
 # From the model and the inputs of the step to the total loss, a scalar, and scalars to log by their names.
 ComputeLoss: TypeAlias = Callable[..., tuple[Tensor, Mapping[str, Tensor]]]
@@ -268,9 +269,12 @@ class CudaRecorder:
         for generator in self._generators:
             graph.register_generator_state(generator)  # torch.cuda.graph registers the default generator
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            # The threads of a data loader may call CUDA meanwhile, which the default mode forbids.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 losses = step()
                 recorded = torch.stack([value.float() for value in losses.values()])
+        except TrainingError:
+            raise
         except RuntimeError as error:
             raise ConfigError(
                 f"the step cannot be captured: {error}. The loss must not read a tensor on the host, and must not copy "

@@ -240,7 +240,8 @@ class Trainer:
             progress.step,
             {"epoch": progress.epoch, "lr": rate, "images_per_second": images_per_second, **record},
         )
-        bar.set_postfix_str(f"loss {record['loss']:.3f}, lr {rate:.1e}, {images_per_second:.0f} images/s")
+        best = f", best AP {progress.best_ap:.3f}" if progress.best_ap >= 0 else ""
+        bar.set_postfix_str(f"loss {record['loss']:.3f}{best}, lr {rate:.1e}, {images_per_second:.0f} images/s")
 
     def _evaluate(self, log: MetricsLog) -> dict[str, Any]:
         """Save a checkpoint and evaluate the weights; the best weights so far are saved as the model."""
@@ -265,7 +266,7 @@ class Trainer:
         if coco is not None:
             scores = ", ".join(f"{name} {format_metric(metrics[name])}" for name in ("AP", "AP50"))
             self._say(f"epoch {progress.epoch + 1}: {scores}")
-            log.write("eval", progress.step, {"epoch": progress.epoch, **metrics})
+            log.write("eval", progress.step, {"epoch": progress.epoch, "seconds": progress.seconds, **metrics})
             try:
                 self._write_results(coco, metrics, best=best)
             except (OSError, SafetensorError) as error:

@@ -109,6 +109,15 @@ def test_the_step_of_the_graph_takes_other_targets_than_it_was_captured_with():
     case.prepare("CUDA graph", inputs, case.expected(inputs))
 
 
+def test_memory_that_is_held_counts(make_case):
+    implementations = {
+        "fast": lambda x: Implementation(lambda: x + 1, held=2**40),
+        "peer": lambda x: Implementation(lambda: x + 1),
+    }
+    row = measure("a", make_case(implementations=implementations, has_memory=True, goals=()), CPU)
+    assert row.memory["fast"] >= 2**40 > row.memory["peer"]
+
+
 def test_an_implementation_that_disagrees_is_not_timed(make_case):
     case = make_case()
     wrong = {**case.implementations, "peer": lambda x: Implementation(lambda: x)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from detr_fast import SetCriterion, Targets, raise_faults
 from detr_fast.data import Batch
-from detr_fast.training import CapturedStep, ConfigError, Trainer
-from detr_fast.training.captured import StepFunction, StepGraphs
+from detr_fast.training import CapturedStep, ConfigError, Trainer, TrainingError
+from detr_fast.training.captured import StepFunction, StepGraphs, check_capture
 from detr_fast.training.loading import build_train_data
 from detr_fast.training.monitor import LossMonitor
 from detr_fast.training.optim import MovingAverage
@@ -233,6 +234,58 @@ def test_what_cannot_be_captured_is_refused(config, small_detr, random_targets):
         _graphs(model)(images, mask, [{"labels": targets.labels}], last=True)
 
 
+@pytest.mark.parametrize(("ranks", "scaler", "cause"), [(2, None, "several ranks"), (1, object(), "fp16")])
+def test_runs_that_cannot_be_captured_are_refused(ranks, scaler, cause):
+    accelerator: Any = SimpleNamespace(num_processes=ranks, scaler=scaler)
+    check_capture(torch.device("cuda"), SimpleNamespace(num_processes=1, scaler=None))
+    with pytest.raises(ConfigError, match=cause):
+        check_capture(torch.device("cuda"), accelerator)
+
+
+@pytest.mark.slow
+def test_the_state_of_a_captured_run_is_restored_without_capture(config, small_detr, random_targets):
+    """Its learning rates are tensors, and its optimizer is capturable."""
+    states = [
+        RunState(
+            small_detr(dropout=0.0),
+            config(capture=capture, ema_decay=0.9),
+            build_accelerator(mixed_precision="no", device="cpu"),
+            steps_per_epoch=9,
+        )
+        for capture in (True, False)
+    ]
+    steps = [
+        StepFunction(
+            state.model,
+            detr_loss,
+            state.optimizer,
+            clip_norm=0.1,
+            accumulate=1,
+            moving_average=state.ema,
+            accelerator=state.accelerator,
+            keep_gradients=state is states[0],
+        )
+        for state in states
+    ]
+    captured = StepGraphs(steps[0], EagerRecorder(), torch.device("cpu"), 4, 16)  # type: ignore[arg-type]
+    inputs = _inputs(random_targets, [1, 2])
+    for _ in range(2):
+        captured(*inputs, last=True)
+        states[0].advance()
+    assert isinstance(states[0].optimizer.param_groups[0]["lr"], Tensor)
+    states[1].load(deepcopy(states[0].state_dict()))
+    for _ in range(2):
+        captured(*inputs, last=True)
+        steps[1](*inputs, last=True)
+        for state in states:
+            state.advance()
+        assert states[0].learning_rate == states[1].learning_rate == states[1].optimizer.param_groups[0]["lr"]
+    weights = [state.state_dict() for state in states]
+    for part in ("model", "ema"):
+        for name, value in weights[0][part].items():
+            torch.testing.assert_close(weights[1][part][name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
 @pytest.mark.gpu
 def test_an_optimizer_that_is_not_capturable_is_refused(small_detr):
     model = small_detr().to("cuda")
@@ -248,7 +301,7 @@ def test_a_gradient_scaler_is_refused(config):
 
 def _on_gpu(model: nn.Module, *, capture: bool, **options: Any) -> CapturedStep:
     model.to("cuda")
-    optimizer = _adamw(model, fused=True, capturable=capture)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True, capturable=capture)
     return CapturedStep(model, detr_loss, optimizer, clip_norm=0.1, capture=capture, **options)
 
 
@@ -271,8 +324,10 @@ def test_a_captured_step_has_the_losses_of_the_eager_one(small_detr, random_targ
         last = index % accumulate == accumulate - 1
         actual, desired = captured(*inputs, last=last), eager(*inputs, last=last)
         assert actual.keys() == desired.keys()
-        for name, value in actual.items():
-            torch.testing.assert_close(value, desired[name], rtol=1e-2, atol=1e-3, msg=f"{name} of batch {index}")
+        for name in [name for name in desired if name.startswith("loss")]:  # errors are percentages of a few queries
+            torch.testing.assert_close(
+                actual[name], desired[name], rtol=1e-2, atol=1e-3, msg=f"{name} of batch {index}"
+            )
     raise_faults()
     assert any(graph.replay is not None for graph in captured._step._graphs.values())
     for pair in zip(averages[0].parameters(), averages[1].parameters(), strict=True):
@@ -346,6 +401,21 @@ def test_a_captured_run_names_the_step_of_a_fault(config):
 
     trainer._train_batch = spoiled
     with pytest.raises(RuntimeError, match=r"step 9, images \[.*label is out of range"):
+        trainer.run()
+
+
+@pytest.mark.gpu
+def test_a_label_that_the_host_knows_is_refused_while_a_step_is_captured(config):
+    trainer = Trainer(config(capture=True, device="cuda", epochs=4))
+    train_batch = trainer._train_batch
+
+    def spoiled(batch: Any, *, ends_step: bool) -> None:
+        if trainer.state.progress.step == 3:
+            batch.targets._set_max_label(77)
+        train_batch(batch, ends_step=ends_step)
+
+    trainer._train_batch = spoiled
+    with pytest.raises(TrainingError, match=r"step 4, images \[.*label 77 is out of range"):
         trainer.run()
 
 

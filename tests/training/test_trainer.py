@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -28,15 +29,19 @@ def _same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_run_leaves_what_it_promises(config):
+def test_a_run_leaves_what_it_promises(config, capsys):
     settings = config(ema_decay=0.99, checkpoint_every=1)
     metrics = Trainer(settings).run()
+    assert re.search(r"epoch 2/2.*loss \d+\.\d{3}, best AP \d\.\d{3}, lr", capsys.readouterr().err)
     output = Path(settings.output)
-    assert json.loads((output / "metrics.json").read_text())["AP50"] == metrics["AP50"]
+    metrics_file = json.loads((output / "metrics.json").read_text())
+    assert metrics_file["AP50"] == metrics["AP50"]
     records = read_metrics(output / "metrics.jsonl")
     assert [r["step"] for r in records if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
-    assert [r["step"] for r in records if r["kind"] == "eval"] == [3, 6]
-    assert all(0 < r["loss"] < 100 for r in records if r["kind"] == "eval")
+    evaluations = [r for r in records if r["kind"] == "eval"]
+    assert [r["step"] for r in evaluations] == [3, 6]
+    assert 0 < evaluations[0]["seconds"] < evaluations[1]["seconds"] == metrics_file["seconds"]
+    assert all(0 < r["loss"] < 100 for r in evaluations)
     assert {"loss", "loss_ce_0", "class_error", "lr", "images_per_second", "grad_norm"} <= records[0].keys()
     for name in ("training_images", "curves", "predictions", "precision_recall", "confusion_matrix"):
         with Image.open(output / f"{name}.png") as image:
@@ -83,16 +88,16 @@ def test_stopping_and_resuming_changes_nothing(config, tmp_path, stop_after, mon
 
     settings = config(output=str(tmp_path / "parts"), **options)
     first = Trainer(settings)
-    step = first.state.advance
+    advance = first.state.advance
 
-    def step_then_ask() -> None:
-        step()
+    def advance_then_ask() -> None:
+        advance()
         if first.state.progress.step + 1 == stop_after:
             import signal
 
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(first.state, "advance", step_then_ask)
+    monkeypatch.setattr(first.state, "advance", advance_then_ask)
     with pytest.raises(Stopped, match=f"stopped by SIGTERM after step {stop_after}; the checkpoint is .*last"):
         first.run()
     second = Trainer(settings, resume=True)
@@ -101,7 +106,7 @@ def test_stopping_and_resuming_changes_nothing(config, tmp_path, stop_after, mon
     assert _same(_weights(complete), _weights(second))
     logged = [
         [
-            {k: v for k, v in r.items() if k != "images_per_second"}
+            {k: v for k, v in r.items() if k not in ("images_per_second", "seconds")}
             for r in read_metrics(tmp_path / run / "metrics.jsonl")
         ]
         for run in ("complete", "parts")
@@ -217,10 +222,10 @@ def test_a_full_disk_costs_no_checkpoint_and_no_training(config, caplog):
     settings = config(checkpoint_steps=1, epochs=1)
     trainer = Trainer(settings)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    step = trainer.state.advance
+    advance = trainer.state.advance
 
     def fill_the_disk_at_step_2() -> None:
-        step()
+        advance()
         # Writes beyond this size fail with an OSError, as they do on a full disk.
         limit = 20_000 if trainer.state.progress.step == 1 else soft
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
