@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import sys
+from importlib.metadata import version
 from typing import Any
 
 import pytest
 import torch
 
-from detr_fast.integrations import evidence
+from detr_fast.integrations import describe_hosts, evidence
 from detr_fast.integrations.evidence import Disagreement, check_close, check_parameters, examine
 
 
@@ -89,6 +91,27 @@ def test_values():
         check_close(ones, {"loss": torch.ones(2, 1)})
     with pytest.raises(Disagreement, match="only one side returns loss_mask"):
         check_close(ones, ones | {"loss_mask": torch.ones(1)})
+
+
+def test_the_report_names_what_is_left(monkeypatch):
+    """The report of `detr-fast info`: of this release, of a changed one, and of one that cannot be imported."""
+    pytest.importorskip("transformers", reason="transformers is not installed; it is in the extra 'test'")
+    from transformers.loss import loss_deformable_detr
+
+    described = describe_hosts()
+    title = f"  transformers {version('transformers')}\n"
+    assert title in described
+    assert "replaced: the sampling of deformable_detr" in described
+    assert "replaced: the encoding of DetrSinePositionEmbedding" in described
+    assert "DeformableDetrForObjectDetectionLoss" in described
+    evidence.forget()
+    criterion = loss_deformable_detr.DeformableDetrImageLoss
+    monkeypatch.setattr(criterion, "loss_labels", _doubled(criterion.loss_labels))
+    described = describe_hosts()
+    for function in ("DeformableDetrForObjectDetectionLoss", "DeformableDetrForSegmentationLoss"):
+        assert f"left to it: the losses of {function} (loss" in described
+    monkeypatch.setitem(sys.modules, "detr_fast.integrations.huggingface.survey", None)
+    assert f"{title.rstrip()} could not be examined: ModuleNotFoundError" in describe_hosts()
 
 
 class TestTransformers:
@@ -386,6 +409,14 @@ TRAIN = {
         ],
     }
 }
+
+
+def _doubled(function):
+    @functools.wraps(function)
+    def doubled(*args, **kwargs):
+        return {name: 2 * loss for name, loss in function(*args, **kwargs).items()}
+
+    return doubled
 
 
 def _scaled(function):

@@ -23,11 +23,10 @@ from detr_fast.integrations.huggingface.comparisons import (
 )
 from detr_fast.integrations.huggingface.criteria import FAMILIES, FastLoss
 from detr_fast.integrations.huggingface.position import FastEncoding, encoding_options
-from detr_fast.integrations.huggingface.rebinding import FastAssignment
+from detr_fast.integrations.huggingface.rebinding import MATCHER_MODULES, FastAssignment
 
 __all__ = ["accelerate", "restore"]
 
-MATCHER_MODULES = ("Mask2FormerHungarianMatcher", "MaskFormerHungarianMatcher")  # are submodules of the model
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -84,7 +83,7 @@ def accelerate(
         return found[0].reason is None
 
     for module, name in sampled:
-        if not check or agrees(find_attention(module, name)):
+        if not check or agrees(find_attention(type(module), name)):
             replace_attention(module, name)
     if loss_function is not None and (matcher or loss):
         fast = FastLoss(loss_function, matcher=matcher, loss=loss and fast_losses(loss_function))

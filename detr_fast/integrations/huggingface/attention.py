@@ -86,7 +86,7 @@ def attentions(model: nn.Module) -> list[tuple[nn.Module, str | None]]:
     for module in model.modules():
         if type(module).__name__ == SUBMODULE and type(module).__module__.startswith("transformers."):
             found.append((module, None))
-        elif (name := _function_name(module)) is not None:
+        elif (name := function_name(type(module))) is not None:
             found.append((module, name))
     return found
 
@@ -108,14 +108,14 @@ def restore_attention(model: nn.Module) -> None:
         if forward is attend_submodule or isinstance(forward, FastAttention):
             del module.__dict__["forward"]
         elif module.__dict__.get(ATTRIBUTE) is attend:
-            name = _function_name(module)
+            name = function_name(type(module))
             assert name is not None
             setattr(module, ATTRIBUTE, type(module).forward.__globals__[name])
 
 
-def _function_name(module: nn.Module) -> str | None:
-    """Return the name of the function in the module's file that computes its attention; None if there is none."""
-    if not type(module).__name__.endswith("MultiscaleDeformableAttention"):
+def function_name(kind: type[nn.Module]) -> str | None:
+    """Return the name of the function in the file of a class that computes its attention; None if there is none."""
+    if not kind.__name__.endswith("MultiscaleDeformableAttention"):
         return None
-    names = getattr(type(module).forward, "__globals__", {})
+    names = getattr(kind.forward, "__globals__", {})
     return next((name for name in FUNCTIONS if name in names), None)

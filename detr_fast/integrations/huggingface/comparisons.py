@@ -273,26 +273,25 @@ def _compare_encodings(module: nn.Module, fast: FastEncoding) -> None:
     check_close({"the encoding": fast(*given)}, {"the encoding": forward(module, *given)})
 
 
-def find_attention(module: nn.Module, name: str | None) -> Finding:
+def find_attention(kind: type[nn.Module], name: str | None) -> Finding:
     """Compare the sampling of a multi-scale deformable attention.
 
     Args:
-        module: The attention.
-        name: The function of the module's file that samples; None if the module itself is the function.
+        kind: The class of the attention.
+        name: The function of the file of the class that samples; None if its ``forward`` is the function.
 
     Returns:
         The finding about the values and their gradients.
     """
-    function = type(module).forward if name is None else inspect.unwrap(type(module).forward).__globals__[name]
-    label = type(module).__name__ if name is None else name
+    function = kind.forward if name is None else inspect.unwrap(kind.forward).__globals__[name]
     return examine(
-        f"the sampling of {label} in {type(module).__module__.rpartition('.')[2]}",
-        partial(_compare_sampling, module, function, name),
+        f"the sampling of {kind.__module__.split('.')[-2]}",
+        partial(_compare_sampling, kind, function, name),
         ("attention", function),
     )
 
 
-def _compare_sampling(module: nn.Module, function: Callable[..., Any], name: str | None) -> None:
+def _compare_sampling(kind: type[nn.Module], function: Callable[..., Any], name: str | None) -> None:
     generator = torch.Generator().manual_seed(0)
     heads, points, queries, batch = 2, 3, 5, 2
     size = sum(height * width for height, width in SHAPES)
@@ -315,7 +314,7 @@ def _compare_sampling(module: nn.Module, function: Callable[..., Any], name: str
     if name is None:
         given: tuple[Any, ...] = (value, shapes, list(SHAPES), starts, locations, weights, 64)
         cases: list[dict[str, Any]] = [{}]
-        function = partial(function, module)
+        function = partial(function, kind())
     else:
         given = (value, list(SHAPES), locations, weights)
         cases = [{}]
