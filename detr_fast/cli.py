@@ -134,7 +134,7 @@ def check_data(options: Namespace) -> int:
 
 
 def info(options: Namespace) -> None:
-    """Show versions, devices, and the backend of each op."""
+    """Show versions, devices, the backend of each op, and what is replaced in the installed host libraries."""
     _print_info()
 
 
@@ -330,8 +330,10 @@ def _run(config: TrainConfig, *, resume: bool) -> None:
 
 def _print_info() -> None:
     from detr_fast.info import describe
+    from detr_fast.integrations import describe_hosts
 
     print(describe())
+    print(describe_hosts())
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
