@@ -57,12 +57,12 @@ def demo(options: Namespace) -> None:
 
 
 def train(options: Namespace) -> None:
-    """Train a DETR on COCO-format data."""
+    """Train a DETR on data in COCO, YOLO, Roboflow or Pascal VOC format."""
     _run(_train_config(options), resume=options.resume)
 
 
 def evaluate(options: Namespace) -> None:
-    """Evaluate a saved model on COCO-format data."""
+    """Evaluate a saved model on data in COCO, YOLO, Roboflow or Pascal VOC format."""
     from detr_fast.training import evaluate_model
 
     names = ("batch_size", "num_workers", "mixed_precision", "device", "orientation", "figures")
@@ -237,7 +237,7 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
         add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto uses a GPU if there is one")
     if command in ("eval", "check-data"):
         add("--images", required=True, help="directory of the images")
-        add("--annotations", required=True, help="COCO detection JSON")
+        add("--annotations", required=True, help="COCO JSON, or what tells of YOLO, Roboflow or Pascal VOC")
         orientation = "what boxes refer to in images with an EXIF orientation, where the stated size does not tell"
         add("--orientation", choices=["upright", "stored"], default="upright", help=orientation)
     if command == "check-data":

@@ -19,6 +19,8 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 MAX_SIDE = 2**14  # largest length in pixels to which images may be resized
 
+SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
 # What turns an image upright, by its EXIF orientation.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -69,6 +71,24 @@ def read_image(path: str | Path) -> Image.Image:
         ImageError: As for :func:`decode_image`.
     """
     return Image.fromarray(decode_image(path).upright().pixels.numpy())
+
+
+def upright_size(path: str | Path) -> tuple[int, int]:
+    """Return the (width, height) of an image file as viewers display it; its pixels are not decoded.
+
+    Args:
+        path: The image file.
+
+    Raises:
+        ImageError: The file is missing, not an image, or larger than Pillow's decompression bomb limit.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            swaps = 5 <= image.getexif().get(ExifTags.Base.Orientation, 1) <= 8
+    except Exception as error:  # as in _decode_with_pillow
+        raise ImageError(f"{path}: cannot read this image: {_cause(error)}") from error
+    return (height, width) if swaps else (width, height)
 
 
 def decode_image(path: str | Path, fewest: Callable[[int, int], tuple[int, int]] | None = None) -> Decoded:

@@ -1,4 +1,7 @@
-"""Data sets in COCO format: reading, validation, augmentation, batching, and a generated data set of shapes."""
+"""Data sets in the formats of COCO, YOLO, Roboflow and Pascal VOC.
+
+They are read, validated, augmented and batched; a data set of shapes is generated.
+"""
 
 from detr_fast.extras import explaining_missing
 

@@ -1,11 +1,10 @@
-"""Reading annotation files in COCO detection format."""
+"""Reading the annotations of a data set, without the faulty ones."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -14,29 +13,29 @@ import torch
 from torch import Tensor
 
 from detr_fast.data.faults import DataError, Fault, FaultKind
+from detr_fast.data.formats import read_source
 from detr_fast.data.rules import (
     Finding,
     Size,
     annotation_findings,
     category_findings,
+    finite_corners,
     image_findings,
     is_area,
     is_int64,
     stated_size,
 )
+from detr_fast.data.source import Source, require_directory
 from detr_fast.images import Decoded, ImageError, decode_image
 
 Orientation: TypeAlias = Literal["upright", "stored"]
-
-_SECTIONS = ("images", "annotations", "categories")
-_FORMAT = 'COCO detection annotations are a JSON object with the lists "images", "annotations" and "categories"'
 
 
 class Category(NamedTuple):
     """A category of objects.
 
     Attributes:
-        id: Id of the category in the annotation file.
+        id: Id of the category in the annotation file, or its number in a format that has none.
         name: Name of the category.
     """
 
@@ -48,7 +47,7 @@ class ImageEntry(NamedTuple):
     """An image whose entry in the annotation file is valid and whose file exists.
 
     Attributes:
-        id: Id of the image in the annotation file.
+        id: Id of the image in the annotation file, or its number in a format that has none.
         path: Path of the image file.
         size: (width, height) in pixels according to the annotation file; None if it does not state them.
     """
@@ -100,7 +99,7 @@ class ImageEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class Annotations:
-    """The valid entries of an annotation file, packed in image order, and the faults of the other entries.
+    """The valid entries of a data set, packed in image order, and the faults of the other entries.
 
     Attributes:
         categories: The categories; label k stands for ``categories[k]``.
@@ -108,7 +107,8 @@ class Annotations:
         labels: Labels of the N objects of all images, int64 [N].
         boxes: Boxes of the objects, float32 [N,4], xyxy in pixels, not clipped.
         offsets: The objects of ``images[i]`` are the rows ``offsets[i]:offsets[i + 1]`` of labels and boxes.
-        faults: The faults of the file.
+        faults: The faults of the annotations.
+        image_files: The file that annotates each image, by its id; empty if all are in the annotation file.
     """
 
     categories: tuple[Category, ...]
@@ -117,12 +117,19 @@ class Annotations:
     boxes: Tensor
     offsets: list[int]
     faults: list[Fault]
+    image_files: Mapping[int, str] = field(default_factory=dict)
 
     def many_objects(self, file: str, num_queries: int) -> list[Fault]:
-        """Return a fault of the annotation file for each image with more objects than a model has queries."""
+        """Return a fault for each image with more objects than a model has queries.
+
+        Args:
+            file: The annotation file, which is named where no file annotates the image alone.
+            num_queries: Number of queries of the model.
+        """
         counts = [end - start for start, end in pairwise(self.offsets)]
+        message = f"{{}} objects, but {num_queries} queries"
         return [
-            Fault(FaultKind.MANY_OBJECTS, file, image.id, None, f"{count} objects, but {num_queries} queries")
+            Fault(FaultKind.MANY_OBJECTS, self.image_files.get(image.id, file), image.id, None, message.format(count))
             for image, count in zip(self.images, counts, strict=True)
             if count > num_queries
         ]
@@ -131,36 +138,37 @@ class Annotations:
 def read_annotations(
     annotation_file: str | Path, image_dir: str | Path, categories: Sequence[Category] | None = None
 ) -> Annotations:
-    """Read an annotation file in COCO detection format and leave out faulty entries.
+    """Read the annotations of a data set and leave out faulty entries.
 
     Args:
-        annotation_file: The JSON file.
-        image_dir: The directory to which its file names are relative.
+        annotation_file: The annotations in one of the formats of :mod:`detr_fast.data.formats`, such as a COCO JSON
+            file.
+        image_dir: The directory of the images.
         categories: The categories of a trained model; label k stands for ``categories[k]``. Annotations of other
-            categories are left out and counted. None uses the categories of the file, sorted by id.
+            categories are left out and counted. A format that has names only takes over their ids. None uses the
+            categories of the annotations, sorted by id.
 
     Returns:
         The images, labels and boxes, and the faults that were found.
 
     Raises:
-        DataError: The file cannot be read, is not a COCO annotation file, or lists no image or no category; or
+        DataError: The annotations cannot be read, are in no known format, or list no image or no category; or
             ``image_dir`` is not a directory.
     """
     file, folder = os.fspath(annotation_file), os.fspath(image_dir)
-    content = _load(file)
-    if not os.path.isdir(folder):
-        raise DataError(f"{folder}: there is no such directory; it should contain the images of {file}")
-    faults: list[Fault] = []
-    listed = _read_categories(content["categories"], file, faults)
+    source = read_source(file, folder, categories)
+    require_directory(folder, file)
+    faults = list(source.faults)
+    listed = _read_categories(source.categories, file, faults)
     if categories is None:
         categories = sorted(listed)
         if not categories:
-            raise DataError(f'{file}: "categories" lists no usable category, so that there is nothing to detect')
+            raise DataError(f"{file}: there is no usable category, so that there is nothing to detect")
     else:
         faults += _renamed(listed, categories, file)
-    images, sizes = _read_images(content["images"], folder, file, faults)
+    images, sizes = _read_images(source, folder, file, faults)
     labels = {category.id: label for label, category in enumerate(categories)}
-    objects = _read_objects(content["annotations"], sizes, labels, file, faults)
+    objects = _read_objects(source, sizes, labels, file, faults)
     counts = [len(objects.get(image.id, ())) for image in images]
     rows = [row for image in images for row in objects.get(image.id, ())]
     faults += _faults_of_all(rows, sizes, file)
@@ -171,18 +179,22 @@ def read_annotations(
         boxes=torch.tensor([box for _, box in rows], dtype=torch.float32).reshape(-1, 4),
         offsets=[0, *torch.tensor(counts, dtype=torch.int64).cumsum(0).tolist()],
         faults=faults,
+        image_files=source.image_files,
     )
 
 
-def read_ground_truth(annotation_file: str | Path, image_dir: str | Path) -> dict[str, Any]:
+def read_ground_truth(
+    annotation_file: str | Path, image_dir: str | Path, categories: Sequence[Category] | None = None
+) -> dict[str, Any]:
     """Read the ground truth for an evaluation: a COCO data set without faulty entries.
 
     Crowd regions are kept, and so are images whose file is missing, so that their objects count as missed. A missing
     or malformed ``area`` is replaced by the area of the box.
 
     Args:
-        annotation_file: The JSON file.
-        image_dir: The directory to which its file names are relative.
+        annotation_file: As for :func:`read_annotations`.
+        image_dir: The directory of the images.
+        categories: The categories of a trained model, whose ids a format that has names only takes over.
 
     Returns:
         A COCO data set with ``images``, ``annotations`` and ``categories``.
@@ -191,11 +203,11 @@ def read_ground_truth(annotation_file: str | Path, image_dir: str | Path) -> dic
         DataError: As for :func:`read_annotations`.
     """
     file, folder = os.fspath(annotation_file), os.fspath(image_dir)
-    content = _load(file)
+    source = read_source(file, folder, categories)
     faults: list[Fault] = []
-    categories = _read_categories(content["categories"], file, faults)
-    _, sizes = _read_images(content["images"], folder, file, faults)
-    known = {category.id for category in categories}
+    listed = _read_categories(source.categories, file, faults)
+    _, sizes = _read_images(source, folder, file, faults)
+    known = {category.id for category in listed}
     annotations = [
         {
             "id": entry["id"],
@@ -205,39 +217,18 @@ def read_ground_truth(annotation_file: str | Path, image_dir: str | Path) -> dic
             "area": _area(entry),
             "iscrowd": entry.get("iscrowd", 0),
         }
-        for entry in _usable_annotations(content["annotations"], sizes, known, file, faults)
+        for entry in _usable_annotations(source, sizes, known, file, faults)
     ]
     return {
         "images": [{"id": image} for image in sizes],
         "annotations": annotations,
-        "categories": [category._asdict() for category in categories],
+        "categories": [category._asdict() for category in listed],
     }
 
 
 def _area(entry: Mapping[str, Any]) -> float:
     area, (_, _, width, height) = entry.get("area"), entry["bbox"]
     return float(area) if is_area(area) else float(width) * float(height)
-
-
-def _load(file: str) -> Mapping[str, list[Any]]:
-    try:
-        content = json.loads(Path(file).read_bytes().strip() or b"null")
-    except OSError as error:
-        raise DataError(f"{file}: cannot read the annotation file: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{file}: not a JSON file ({error}); if it was cut short, write or download it again"
-        ) from error
-    if content is None:
-        raise DataError(f"{file}: the annotation file is empty; {_FORMAT}")
-    if not isinstance(content, dict):
-        raise DataError(f"{file}: contains a {type(content).__name__} instead of an object; {_FORMAT}")
-    missing = [f'"{name}"' for name in _SECTIONS if not isinstance(content.get(name), list)]
-    if missing:
-        raise DataError(f"{file}: has no list {', '.join(missing)}; {_FORMAT}")
-    if not content["images"]:
-        raise DataError(f'{file}: "images" is empty: a data set needs at least one image')
-    return content
 
 
 def _read_categories(entries: list[Any], file: str, faults: list[Fault]) -> list[Category]:
@@ -260,15 +251,16 @@ def _renamed(listed: list[Category], imposed: Sequence[Category], file: str) -> 
 
 
 def _read_images(
-    entries: list[Any], folder: str, file: str, faults: list[Fault]
+    source: Source, folder: str, file: str, faults: list[Fault]
 ) -> tuple[list[ImageEntry], dict[int, Size | None]]:
     """Return the usable images, and the stated size of each entry with an id."""
     images: list[ImageEntry] = []
     sizes: dict[int, Size | None] = {}
-    for entry in entries:
+    for entry in source.images:
         findings = list(image_findings(entry, sizes, folder))
         identifier = _id_or_none(entry, "id")
-        faults += [Fault(kind, file, identifier, None, message) for kind, message in findings]
+        place = file if identifier is None else source.image_files.get(identifier, file)
+        faults += [Fault(kind, place, identifier, None, message) for kind, message in findings]
         if identifier is None or identifier in sizes:
             continue
         sizes[identifier] = stated_size(entry)
@@ -278,11 +270,11 @@ def _read_images(
 
 
 def _read_objects(
-    entries: list[Any], sizes: dict[int, Size | None], labels: dict[int, int], file: str, faults: list[Fault]
+    source: Source, sizes: dict[int, Size | None], labels: dict[int, int], file: str, faults: list[Fault]
 ) -> dict[int, list[tuple[int, list[float]]]]:
     """Return label and xyxy box of each usable object that is not a crowd region, by image id."""
     objects: dict[int, list[tuple[int, list[float]]]] = {}
-    for entry in _usable_annotations(entries, sizes, labels, file, faults):
+    for entry in _usable_annotations(source, sizes, labels, file, faults):
         if not entry.get("iscrowd", 0):
             left, top, width, height = map(float, entry["bbox"])
             box = [left, top, left + width, top + height]
@@ -300,16 +292,18 @@ def _faults_of_all(rows: list[tuple[int, list[float]]], sizes: Mapping[int, Size
 
 
 def _usable_annotations(
-    entries: list[Any], sizes: dict[int, Size | None], categories: Container[int], file: str, faults: list[Fault]
+    source: Source, sizes: dict[int, Size | None], categories: Container[int], file: str, faults: list[Fault]
 ) -> Iterator[dict[str, Any]]:
     """Yield the usable annotations, crowd regions included, and append the faults of all annotations to ``faults``."""
     seen: set[int] = set()
-    for entry in entries:
+    for entry in source.annotations:
         findings = list(annotation_findings(entry, seen, sizes, categories))
         identifier = _id_or_none(entry, "id")
         if findings:
             image = _id_or_none(entry, "image_id")
-            faults += [Fault(kind, file, image, identifier, message) for kind, message in findings]
+            place, line = (file, None) if identifier is None else source.places.get(identifier, (file, None))
+            box = finite_corners(entry)
+            faults += [Fault(kind, place, image, identifier, message, line, box) for kind, message in findings]
         if identifier is not None:
             seen.add(identifier)
         if _usable(findings):

@@ -20,11 +20,11 @@ def check_dataset(
     orientation: Orientation = "upright",
     num_workers: int | None = None,
 ) -> list[Fault]:
-    """Find all faults of a data set in COCO detection format; every image is decoded completely.
+    """Find all faults of a data set; every image is decoded completely.
 
     Args:
-        image_dir: The directory to which the file names in the annotation file are relative.
-        annotation_file: COCO detection JSON.
+        image_dir: The directory of the images.
+        annotation_file: As for :class:`~detr_fast.data.CocoDetection`.
         num_queries: Number of queries of the model, which is the number of objects that it can find in an image.
         orientation: What the boxes of an image with an EXIF orientation refer to where its stated size does not tell:
             the ``"upright"`` image or the pixels as ``"stored"``.

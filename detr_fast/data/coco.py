@@ -1,4 +1,4 @@
-"""A data set in COCO detection format."""
+"""A data set for detection."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Sample(NamedTuple):
 
 
 class CocoDetection(Dataset[Sample | None]):
-    """A data set in COCO detection format, its images sorted by id.
+    """A data set in COCO detection format, or in that of YOLO, Roboflow or Pascal VOC, its images sorted by id.
 
     Labels are contiguous: label k stands for ``categories[k]``. Crowd regions are left out, images without objects are
     kept, and boxes are clipped to the image. Faulty entries are left out and counted in :attr:`report`. If an image
@@ -84,8 +84,9 @@ class CocoDetection(Dataset[Sample | None]):
     A sample depends on ``seed``, the epoch and its index only, not on the number of workers.
 
     Args:
-        image_dir: The directory to which the file names in the annotation file are relative.
-        annotation_file: COCO detection JSON.
+        image_dir: The directory of the images, to which the file names of a COCO annotation file are relative.
+        annotation_file: The annotations: COCO detection JSON, or a path by which one of the other formats is
+            recognized; see :mod:`detr_fast.data.formats`.
         transform: The transform of images and boxes; see :mod:`detr_fast.data.transforms`.
         categories: The categories of a trained model, which replace those of the annotation file; see
             :func:`~detr_fast.data.annotations.read_annotations`.
@@ -185,7 +186,7 @@ class CocoDetection(Dataset[Sample | None]):
 
     def ground_truth(self) -> dict[str, Any]:
         """Return the ground truth for an evaluation; see :func:`~detr_fast.data.annotations.read_ground_truth`."""
-        return read_ground_truth(self.annotation_file, self.image_dir)
+        return read_ground_truth(self.annotation_file, self.image_dir, self.categories)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the random numbers in all workers; call it before the loader is iterated over."""

@@ -17,6 +17,7 @@ class FaultKind(StrEnum):
     """The kinds of fault; the value is printed in reports."""
 
     NON_PORTABLE_ID = "id that other tools misread"
+    MALFORMED_FILE = "malformed annotation file"
     MALFORMED_CATEGORY = "malformed category"
     DUPLICATE_CATEGORY = "duplicate category id"
     RENAMED_CATEGORY = "renamed category"
@@ -73,10 +74,12 @@ class Fault(NamedTuple):
 
     Attributes:
         kind: Kind of the fault.
-        file: The image file if its content is faulty, else the annotation file.
+        file: The image file if its content is faulty, else the annotation file, or the file that annotates the image.
         image_id: Id of the image; None if the fault concerns no image, or the id itself is faulty.
         annotation_id: Id of the annotation; None if the fault concerns no annotation, or the id itself is faulty.
         message: Description of the fault.
+        line: Number of the line of the file, from 1; None if the format has no lines, or the fault concerns no line.
+        box: The faulty box (x1, y1, x2, y2) in pixels; None if the fault concerns no box, or it has no finite numbers.
     """
 
     kind: FaultKind
@@ -84,13 +87,18 @@ class Fault(NamedTuple):
     image_id: int | None
     annotation_id: int | None
     message: str
+    line: int | None = None
+    box: tuple[float, float, float, float] | None = None
 
     def __str__(self) -> str:
         location = [self.file]
-        if self.image_id is not None:
-            location.append(f"image {self.image_id}")
-        if self.annotation_id is not None:
-            location.append(f"annotation {self.annotation_id}")
+        if self.line is not None:
+            location.append(f"line {self.line}")
+        else:  # ids number the entries of a format that has none, and a line says more
+            if self.image_id is not None:
+                location.append(f"image {self.image_id}")
+            if self.annotation_id is not None:
+                location.append(f"annotation {self.annotation_id}")
         return escape(f"{', '.join(location)}: {self.kind}: {self.message}")
 
 

@@ -1,4 +1,4 @@
-"""Validation of the entries of a COCO annotation file.
+"""Validation of the entries of a data set, which have the form of COCO's JSON in all formats.
 
 Both the data set, which leaves faulty entries out, and ``check_dataset``, which reports them, call these functions. An
 entry is any JSON value. Each function yields the faults of an entry as pairs of kind and message.
@@ -119,34 +119,55 @@ def is_area(value: Any) -> TypeGuard[int | float]:
     return _is_number(value) and 0 <= value <= sys.float_info.max
 
 
+def finite_corners(entry: Any) -> tuple[float, float, float, float] | None:
+    """Return the (x1, y1, x2, y2) of the box of an annotation; None if it has no four finite numbers."""
+    box = entry.get("bbox") if isinstance(entry, dict) else None
+    if not _is_box(box) or not _is_finite(box):
+        return None
+    left, top, width, height = map(float, box)
+    return left, top, left + width, top + height
+
+
 def _id_findings(identifier: int) -> Iterator[Finding]:
     if abs(identifier) > MAX_EXACT_ID:
         yield FaultKind.NON_PORTABLE_ID, f'"id" {identifier} is beyond 2^53, where COCO tools round ids to float64'
 
 
 def _box_findings(box: Any, size: Size | None) -> Iterator[Finding]:
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+    if not _is_box(box):
         yield FaultKind.MALFORMED_BOX, f'"bbox" must be four numbers [x, y, width, height], got {_brief(box)}'
         return
-    if not all(abs(value) <= sys.float_info.max for value in box):
+    if not _is_finite(box):
         yield FaultKind.NON_FINITE_BOX, f"bbox {_brief(box)}"
         return
     left, top, width, height = box
     if width <= 0 or height <= 0:
-        yield FaultKind.BOX_WITHOUT_AREA, f"bbox {box} [x, y, width, height]"
+        yield FaultKind.BOX_WITHOUT_AREA, f"bbox {_numbers(box)} [x, y, width, height]"
         return
     if size is None:
         return
     right, bottom = left + width, top + height
-    description = f"bbox {box} [x, y, width, height] in an image of {size[0]} x {size[1]}"
+    description = f"bbox {_numbers(box)} [x, y, width, height] in an image of {size[0]} x {size[1]}"
     if left >= size[0] or top >= size[1] or right <= 0 or bottom <= 0:
         yield FaultKind.BOX_OUTSIDE_IMAGE, description
     elif max(-left, -top, right - size[0], bottom - size[1]) > EDGE_TOLERANCE:
         yield FaultKind.BOX_BEYOND_IMAGE, description
 
 
+def _is_box(box: Any) -> TypeGuard[list[int | float]]:
+    return isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)
+
+
+def _is_finite(box: list[int | float]) -> bool:
+    return all(abs(value) <= sys.float_info.max for value in box)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _numbers(box: list[int | float]) -> str:
+    return f"[{', '.join(f'{value:.10g}' for value in box)}]"
 
 
 def _leaves_folder(name: str) -> bool:

@@ -95,9 +95,10 @@ class DataConfig:
 
     Args:
         train_images: directory of the training images.
-        train_annotations: COCO detection JSON of the training images.
+        train_annotations: annotations of the training images: COCO detection JSON, or a path by which the format of
+            YOLO, Roboflow or Pascal VOC is recognized.
         val_images: directory of the validation images.
-        val_annotations: COCO detection JSON of the validation images.
+        val_annotations: annotations of the validation images.
         batch_size: images per batch on each rank.
         num_workers: processes that load images on each rank. null is the rank's share of the cores less one, at most
             16, on a GPU, and 1 on a CPU, and no more than the rank has batches.

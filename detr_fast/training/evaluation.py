@@ -151,13 +151,13 @@ def evaluate_model(
     orientation: Orientation = "upright",
     figures: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a saved model on COCO-format data, on all ranks of the launch.
+    """Evaluate a saved model on a data set, on all ranks of the launch.
 
     Args:
         model: A directory written by ``save_pretrained``, such as ``model`` in the output directory of a run, or the id
             of a repository on the Hugging Face Hub.
         images: Directory of the images.
-        annotations: COCO detection JSON.
+        annotations: As ``annotation_file`` of :class:`~detr_fast.data.CocoDetection`.
         batch_size: Images per batch on each rank.
         num_workers: Processes that load images on each rank; None for the number of
             :func:`~detr_fast.training.loading.choose_num_workers`.

@@ -228,10 +228,10 @@ def build_eval_data(
 
     Args:
         images: Directory of the images.
-        annotations: COCO detection JSON.
+        annotations: As ``annotation_file`` of :class:`CocoDetection`.
         accelerator: Determines the rank and the number of ranks.
         transform: The resize of the images.
-        categories: The categories of the model; None for those of the annotation file.
+        categories: The categories of the model; None for those of the annotations.
         batch_size: Images per batch.
         num_workers: Processes that load images; None for the number of :func:`choose_num_workers`.
         orientation: As for :class:`CocoDetection`.

@@ -11,12 +11,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from detr_fast.images import ImageError, read_image
+from detr_fast.images import SUFFIXES, ImageError, read_image
 from detr_fast.models import DETR
 from detr_fast.training.files import write_atomically
 from detr_fast.training.ranks import check_device
-
-SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def predict_files(
