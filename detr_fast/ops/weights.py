@@ -29,11 +29,14 @@ class MatchWeights:
     # Added to a probability before its logarithm; with 0 the logarithm is taken of the logit.
     focal_eps: float = 1e-8
     l1_format: Literal["cxcywh", "xyxy"] = "cxcywh"
-    giou_eps: float = 0.0  # smallest union and enclosure, in squared units of box_scale
+    giou_eps: float = 0.0  # smallest area to divide by, in squared units of box_scale
     box_scale: float = 1.0  # boxes are multiplied by it before the GIoU; with giou_eps = 0 it changes nothing
+    # What cost_giou weighs. IoF is the intersection divided by the area of the predicted box.
+    iou_kind: Literal["giou", "iou", "iof"] = "giou"
 
     def __post_init__(self) -> None:
         _one_of("class_cost", self.class_cost, ("softmax", "focal"))
+        _one_of("iou_kind", self.iou_kind, ("giou", "iou", "iof"))
         _one_of("l1_format", self.l1_format, ("cxcywh", "xyxy"))
         _check_numbers(self)
 
