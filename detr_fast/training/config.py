@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -247,6 +248,19 @@ class TrainConfig:
 def as_plain_data(config: TrainConfig) -> dict[str, Any]:
     """Convert the configuration to plain data for YAML, which ``--config`` reads."""
     return json.loads(json.dumps(asdict(config)))
+
+
+def as_flat_data(config: TrainConfig) -> dict[str, bool | int | float | str]:
+    """Return the options by their dotted names, as experiment trackers take them; lists and null are text."""
+
+    def flatten(settings: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in settings.items():
+            if isinstance(value, dict):
+                yield from flatten(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value if isinstance(value, bool | int | float | str) else str(value)
+
+    return dict(flatten(as_plain_data(config), ""))
 
 
 def _check_padded_sizes(sizes: list[tuple[int, int]]) -> None:

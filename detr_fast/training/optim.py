@@ -107,3 +107,13 @@ class MovingAverage(nn.Module):
         if buffers := list(self.module.buffers()):
             torch._foreach_copy_(buffers, list(model.buffers()))
         n += 1
+
+
+def describe_schedule(config: OptimConfig, epochs: int) -> str | None:
+    """Describe what is unusual about the schedule of a run of ``epochs`` epochs; None if nothing is."""
+    if config.schedule != "step" or config.drop_epoch is None or config.drop_epoch < epochs:
+        return None
+    return (
+        f"optim.drop_epoch is {config.drop_epoch} and epochs is {epochs}, so that the learning rate is never lowered; "
+        "without drop_epoch it is lowered after two thirds of the epochs"
+    )

@@ -19,20 +19,22 @@ from tqdm import tqdm
 
 from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.criterion import SetCriterion
-from detr_fast.data import Batch, PaddedBatchSampler, Resize
+from detr_fast.data import Batch
 from detr_fast.text import format_metric
 from detr_fast.training.captured import check_capture
 from detr_fast.training.coco import CocoEvaluation
-from detr_fast.training.config import ConfigError, TrainConfig, as_plain_data
+from detr_fast.training.config import ConfigError, TrainConfig, as_flat_data, as_plain_data
 from detr_fast.training.device import set_tf32, tune_convolutions
 from detr_fast.training.evaluation import EvaluationStopped, evaluate
 from detr_fast.training.files import OutputLock, write_atomically
-from detr_fast.training.loading import DeviceBatches, Waits, build_eval_data, build_train_data
+from detr_fast.training.loading import DeviceBatches, Waits
 from detr_fast.training.model import build_model, check_model, save_model
 from detr_fast.training.monitor import LossMonitor, MetricsLog
+from detr_fast.training.optim import describe_schedule
 from detr_fast.training.ranks import build_accelerator, check_agreement
-from detr_fast.training.resume import REMEDY, check_resumed
+from detr_fast.training.resume import check_resumed
 from detr_fast.training.run_checkpoint import BEST, LAST, load_latest, save_checkpoint
+from detr_fast.training.run_data import RunData
 from detr_fast.training.signals import Stopped, StopSignal
 from detr_fast.training.state import RunState
 from detr_fast.training.step import TrainingStep
@@ -76,43 +78,28 @@ class Trainer:
             tune_convolutions()
         self._lock = self._lock_output()
         saved = self._saved_state(resume)
-        self.data = build_train_data(config.data, self.accelerator, seed=config.seed)
-        self.val_dataset, self.val_loader = build_eval_data(
-            config.data.val_images,
-            config.data.val_annotations,
-            self.accelerator,
-            transform=Resize(config.data.eval_size, config.data.eval_max_size),
-            categories=self.data.dataset.categories,
-            batch_size=config.data.batch_size,
-            num_workers=config.data.num_workers,
-            orientation=config.data.orientation,
-            padded_sizes=config.data.padded_sizes,
-        )
+        self.data = RunData(config.data, self.accelerator, seed=config.seed)
         check_agreement(self.accelerator, self._facts())
-        self._described = ""
-        self._warn_of_schedule()
+        if self.accelerator.is_main_process and (warning := describe_schedule(config.optim, config.epochs)):
+            logger.warning(warning)
         self._describe_data()
-        for dataset in (self.data.dataset, self.val_dataset):
-            if many_objects := dataset.describe_many_objects(config.model.num_queries):
-                self._say(f"model.num_queries is too small: {many_objects}")
-        sampler = self.data.sampler
-        if isinstance(sampler, PaddedBatchSampler) and (exceeding := sampler.describe_exceeding()):
-            self._say(f"data.padded_sizes: {exceeding}")
+        for warning in self.data.warnings(config.model.num_queries):
+            self._say(warning)
 
         set_seed(config.seed)
         architecture = config.model
         if saved is not None:  # the weights to start from are not needed again
             architecture = replace(architecture, weights=None, backbone_weights=None)
-        model = build_model(architecture, config.data, self.data.dataset.categories)
+        model = build_model(architecture, config.data, self.data.train.dataset.categories)
         self.criterion = SetCriterion(config.match, config.loss)
-        steps_per_epoch = math.ceil(len(self.data) / config.optim.accumulate)
+        steps_per_epoch = math.ceil(len(self.data.train) / config.optim.accumulate)
         self.state = RunState(model, config, self.accelerator, steps_per_epoch=steps_per_epoch)
         self.monitor = LossMonitor()
         self._padding_shares: list[float] = []
         self.step = TrainingStep(self.state, self.criterion, self.monitor, config)
         self.stop = StopSignal(patience=PATIENCE if self.accelerator.num_processes > 1 else None)
         if saved is not None:
-            self._check_data(saved)
+            self.data.check_unchanged(saved["data"])
             self.state.load(saved)
             self._say(f"resuming in epoch {self.state.progress.epoch + 1}, after step {self.state.progress.step}")
 
@@ -167,7 +154,7 @@ class Trainer:
     def _start_log(self) -> MetricsLog:
         """Start the log of the records and the experiment trackers of the configuration."""
         if self.config.trackers:
-            self.accelerator.init_trackers("detr_fast", _flatten(as_plain_data(self.config)))
+            self.accelerator.init_trackers("detr_fast", as_flat_data(self.config))
         return MetricsLog(
             self.output,
             step=self.state.progress.step,
@@ -182,7 +169,7 @@ class Trainer:
         from detr_fast.training.report import write_training_images  # imports matplotlib
 
         try:
-            write_training_images(self.output, self.data.dataset)
+            write_training_images(self.output, self.data.train.dataset)
         except OSError as error:
             logger.warning("could not draw training images in %s: %s; training continues", self.output, error)
 
@@ -191,7 +178,7 @@ class Trainer:
         per_batch = config.data.batch_size * self.accelerator.num_processes
         start = progress.samples // per_batch
         bar = tqdm(
-            total=len(self.data),
+            total=len(self.data.train),
             initial=start,
             desc=f"epoch {epoch + 1}/{config.epochs}",
             unit="batch",
@@ -199,12 +186,12 @@ class Trainer:
         )
         self.state.model.train()
         batches = DeviceBatches(
-            self.data.epoch(epoch, start=start), self.accelerator.device, memory_format=self.state.memory_format
+            self.data.train.epoch(epoch, start=start), self.accelerator.device, memory_format=self.state.memory_format
         )
         clock = _Clock()
         with bar:
             for index, batch in enumerate(batches, start):
-                ends_epoch = index + 1 == len(self.data)
+                ends_epoch = index + 1 == len(self.data.train)
                 ends_step = ends_epoch or (index + 1) % config.optim.accumulate == 0
                 self._train_batch(batch, ends_step=ends_step)
                 self.stop.beat()
@@ -250,8 +237,8 @@ class Trainer:
         try:
             metrics, coco = evaluate(
                 self.state.weights,
-                self.val_loader,
-                self.val_dataset,
+                self.data.val_loader,
+                self.data.val_dataset,
                 self.accelerator,
                 criterion=self.criterion,
                 should_stop=self._stops_evaluation,
@@ -278,20 +265,20 @@ class Trainer:
         return self.accelerator.num_processes == 1 and self.stop.received is not None
 
     def _write_results(self, coco: CocoEvaluation, metrics: dict[str, Any], *, best: bool) -> None:
+        from detr_fast.training.report import write_curves, write_evaluation  # imports matplotlib
+
         progress = self.state.progress
         if best:
             save_model(self.state.weights, self.output / "model")
         summary = {**metrics, "best_AP": progress.best_ap, "step": progress.step, "seconds": progress.seconds}
         write_atomically(self.output / "metrics.json", json.dumps(summary, indent=2) + "\n")
-        from detr_fast.training.report import write_curves, write_evaluation  # imports matplotlib
-
         write_curves(self.output)
-        write_evaluation(self.output, self.state.weights, self.val_dataset, coco)
+        write_evaluation(self.output, self.state.weights, self.data.val_dataset, coco)
 
     def _save(self, name: str, *, must: bool = False) -> None:
         """Write a checkpoint; a failure raises CheckpointError if ``must``, and else is logged only."""
         self.monitor.check()  # weights after a loss that is not finite are never saved
-        state = self.state.state_dict() | {"config": as_plain_data(self.config), "data": self._data_digests()}
+        state = self.state.state_dict() | {"config": as_plain_data(self.config), "data": self.data.digests()}
         if not self.accelerator.is_main_process:
             return
         try:
@@ -337,23 +324,10 @@ class Trainer:
         config = self.config
         names = ("epochs", "eval_every", "log_every", "checkpoint_every", "patience")
         settings = {name: getattr(config, name) for name in names}
-        batches: dict[str, Any] = {"the number of training batches": len(self.data)}
+        batches: dict[str, Any] = {"the number of training batches": len(self.data.train)}
         batches |= {"optim.accumulate": config.optim.accumulate, "data.padded_sizes": config.data.padded_sizes}
-        digests = {f"the {name} data (SHA-256)": digest for name, digest in self._data_digests().items()}
+        digests = {f"the {name} data (SHA-256)": digest for name, digest in self.data.digests().items()}
         return batches | settings | {"checkpoint_steps": config.checkpoint_steps, "model": config.model} | digests
-
-    def _data_digests(self) -> dict[str, str]:
-        return {"train": self.data.dataset.digest(), "val": self.val_dataset.digest()}
-
-    def _check_data(self, saved: dict[str, Any]) -> None:
-        """Raise CheckpointError if the data sets are not those of the run."""
-        digests = self._data_digests()
-        changed = [name for name in digests if digests[name] != saved["data"].get(name)]
-        if changed:
-            raise CheckpointError(
-                f"the annotations or the images of the data set {' and '.join(changed)} have changed since the run was "
-                f"started; {REMEDY}"
-            )
 
     def _stop_if_asked(self, *, synchronized: bool) -> None:
         asked = self.stop.received is not None
@@ -372,37 +346,12 @@ class Trainer:
         return Stopped(signal, self.state.progress.step, self.output / "checkpoints" / LAST)
 
     def _describe_data(self) -> None:
-        """Print a summary of the data sets and their faults, and print it again if more faults were found."""
-        described = f"{self.data.dataset.describe()}\n{self.val_dataset.describe()}"
-        if described != self._described:
+        if described := self.data.describe_changes():
             self._say(described)
-        self._described = described
-
-    def _warn_of_schedule(self) -> None:
-        optim, epochs = self.config.optim, self.config.epochs
-        never = optim.schedule == "step" and optim.drop_epoch is not None and optim.drop_epoch >= epochs
-        if never and self.accelerator.is_main_process:
-            logger.warning(
-                "optim.drop_epoch is %d and epochs is %d, so that the learning rate is never lowered; without "
-                "drop_epoch it is lowered after two thirds of the epochs",
-                optim.drop_epoch,
-                epochs,
-            )
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:
             tqdm.write(text)
-
-
-def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return settings by dotted names, as trackers take them; those that are no scalars as text."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat
 
 
 class _Clock:

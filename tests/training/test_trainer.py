@@ -320,7 +320,7 @@ def test_a_truncated_image_is_replaced_and_reported(config, shapes, tmp_path):
     trainer = Trainer(config(train_images=str(broken), epochs=1))
     with pytest.warns(RuntimeWarning, match="unreadable image"):
         trainer.run()
-    assert "1 x unreadable image" in trainer.data.dataset.describe()
+    assert "1 x unreadable image" in trainer.data.train.dataset.describe()
 
 
 PARTS = {
