@@ -68,15 +68,25 @@ class PaddedBatchSampler(Sampler[list[PaddedIndex]]):
         self._epoch = epoch
 
     def describe_exceeding(self) -> str | None:
-        """Describe the images of the current epoch that no padded size holds in one line; None if there are none."""
-        sizes = [size for size in self._dataset.draw_sizes() if size and not smallest_holding(size, self._padded_sizes)]
-        if not sizes:
-            return None
-        height, width = (max(sides) for sides in zip(*sizes, strict=True))
-        return (
-            f"none of them holds {len(sizes)} of {len(self._dataset)} images, which reach {height}x{width} pixels and "
-            "are scaled down; add larger sizes, or lower the scales of the augmentation"
-        )
+        """Describe the images of the current epoch that do not fit in one line; None if there are none.
+
+        They are those that no padded size holds, and those whose size the annotation file does not state.
+        """
+        sizes, described = self._dataset.draw_sizes(), []
+        exceeding = [size for size in sizes if size and not smallest_holding(size, self._padded_sizes)]
+        if exceeding:
+            height, width = (max(sides) for sides in zip(*exceeding, strict=True))
+            described.append(
+                f"none of them holds {len(exceeding)} of {len(sizes)} images, which reach {height}x{width} pixels and "
+                "are scaled down; add larger sizes, or lower the scales of the augmentation"
+            )
+        if unknown := sizes.count(None):
+            height, width = self._padded_sizes[-1]
+            described.append(
+                f"the size of {unknown} of {len(sizes)} images is not stated, which are padded to {height}x{width} and "
+                "scaled down where they exceed it; add their width and height to the annotation file"
+            )
+        return "; ".join(described) or None
 
     def __len__(self) -> int:
         return max(1, len(self._dataset) // self._per_step)

@@ -197,6 +197,13 @@ def test_images_of_unknown_or_wrong_size_are_made_to_fit(tmp_path, stated):
         sampler = PaddedBatchSampler(dataset, SIZES, 4, seed=0)
         loaded = [collate([dataset[entry] for entry in batch]) for batch in sampler]
     assert sorted(i for packed in loaded for i in packed.image_ids) == list(range(10, 18))
+    described = sampler.describe_exceeding()
+    if stated["width"] is None:
+        assert described.startswith(
+            "the size of 4 of 8 images is not stated, which are padded to 96x96 and scaled down"
+        )
+    else:
+        assert described is None
     for packed in loaded:
         assert packed.padded_size in SIZES
         assert tuple(packed.to("cpu").images.shape[2:]) == packed.padded_size
