@@ -102,7 +102,7 @@ def _plain_loop(model: nn.Module, batches: Iterator[Batch], settings: Any) -> tu
         nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
         optimizer.step()
         scheduler.step()
-        losses.append(float(total))
+        losses.append(total.item())
     return losses, model
 
 
