@@ -65,7 +65,8 @@ class SetCriterion(nn.Module):
     """The loss of DETR (https://arxiv.org/abs/2005.12872, section 3.1), applied to each decoder layer.
 
     In a distributed run the divisors of the box losses and of the cross-entropy are averaged over the ranks, so that
-    the gradients equal those of a single process with the entire batch.
+    the gradients equal those of a single process with the entire batch. With ``sync_class_normalizer=False`` of
+    :class:`LossWeights` the divisor of the cross-entropy is that of each rank, as in MMDetection.
 
     Args:
         match: Costs of the matching; those of :meth:`MatchWeights.detr` by default.
@@ -141,7 +142,9 @@ class SetCriterion(nn.Module):
                 [n if isinstance(n, Tensor) else logits.new_full((), n, dtype=torch.float32) for n in (boxes, classes)]
             )
             dist.all_reduce(both)
-            boxes, classes = (both / dist.get_world_size()).unbind()
+            boxes, mean_classes = (both / dist.get_world_size()).unbind()
+            if weights.sync_class_normalizer:
+                classes = mean_classes
         return at_least(boxes, 1), at_least(classes, weights.min_class_normalizer)
 
 
