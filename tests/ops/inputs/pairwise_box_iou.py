@@ -58,6 +58,6 @@ def _random(dtype: torch.dtype, rng: Rng) -> tuple[Any, ...]:
 
 def compile_cases() -> Iterator[CompileCase]:
     boxes1, boxes2 = torch.zeros(2, 300, 4), torch.zeros(2, 63, 4)
-    for name, forward, backward in (("iou", 80, 128), ("giou, cxcywh, eps", 96, 168), ("iof", 80, 128)):
+    for name, forward, backward in (("iou", 80, 128), ("giou, cxcywh, eps", 96, 168), ("iof", 80, 168)):
         registers = {"pairwise_fwd_kernel": forward, "pairwise_bwd_kernel": backward}
         yield CompileCase(name, (boxes1, boxes2, *OPTIONS[name]), registers)
