@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 # The modules that an extra of this package installs, by the name of the extra.
 EXTRAS = {
+    "datasets": ("datasets",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "train": (
         "PIL",
