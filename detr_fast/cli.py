@@ -124,7 +124,11 @@ def check_data(options: Namespace) -> int:
     from detr_fast.data import check_dataset, count_faults, describe_counts
 
     faults = check_dataset(
-        options.images, options.annotations, num_queries=options.num_queries, orientation=options.orientation
+        options.images,
+        options.annotations,
+        num_queries=options.num_queries,
+        orientation=options.orientation,
+        figures=options.figures,
     )
     for fault in faults:
         print(fault)
@@ -241,6 +245,7 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
         add("--orientation", choices=["upright", "stored"], default="upright", help=orientation)
     if command == "check-data":
         add("--num_queries", type=PositiveInt, default=100, help="queries of the model to train, one for each object")
+        add("--figures", help="a directory for drawings of images with faults, the first of each kind")
     if command == "eval":
         add("--batch_size", type=PositiveInt, default=2, help="images per batch on each rank")
         add("--num_workers", type=NonNegativeInt, default=2, help="processes that load images on each rank")
