@@ -9,6 +9,7 @@ from contextlib import contextmanager
 EXTRAS = {
     "datasets": ("datasets",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "supervision": ("supervision",),
     "train": (
         "PIL",
         "accelerate",
