@@ -75,7 +75,7 @@ def evaluate(options: Namespace) -> None:
 
 
 def predict(options: Namespace) -> int:
-    """Detect objects in images and write drawings and a JSON file; the exit status is 1 if an image was unreadable."""
+    """Detect objects in images and videos and write drawings and a JSON file; exits with 1 if a file was unreadable."""
     from detr_fast.training import predict_files
 
     failures = predict_files(
@@ -253,7 +253,7 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
         add("--output", help="a JSON file for the metrics")
         add("--figures", help="a directory for precision-recall curves, a confusion matrix and drawn predictions")
     if command == "predict":
-        add("images", nargs="+", help="image files, or directories, whose subdirectories are searched too")
+        add("images", nargs="+", help="image and video files, or directories of images, searched recursively")
         add("--output", default="predictions", help="directory for the drawings and predictions.json")
         add("--threshold", type=ClosedUnitInterval, default=0.5, help="minimum score of a detection")
         add("--attention", action="store_true", help="draw what the query of each detection attends to, too")

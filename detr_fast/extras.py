@@ -25,6 +25,7 @@ EXTRAS = {
         "tqdm",
         "yaml",
     ),
+    "video": ("av",),
 }
 
 
