@@ -75,7 +75,7 @@ def evaluate(options: Namespace) -> None:
 
 
 def predict(options: Namespace) -> int:
-    """Detect objects in images and write drawings and a JSON file; the exit status is 1 if an image was unreadable."""
+    """Detect objects in images and videos and write drawings and a JSON file; exits with 1 if a file was unreadable."""
     from detr_fast.training import predict_files
 
     failures = predict_files(
@@ -125,7 +125,11 @@ def check_data(options: Namespace) -> int:
     from detr_fast.data import check_dataset, count_faults, describe_counts
 
     faults = check_dataset(
-        options.images, options.annotations, num_queries=options.num_queries, orientation=options.orientation
+        options.images,
+        options.annotations,
+        num_queries=options.num_queries,
+        orientation=options.orientation,
+        figures=options.figures,
     )
     for fault in faults:
         print(fault)
@@ -242,6 +246,7 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
         add("--orientation", choices=["upright", "stored"], default="upright", help=orientation)
     if command == "check-data":
         add("--num_queries", type=PositiveInt, default=100, help="queries of the model to train, one for each object")
+        add("--figures", help="a directory for drawings of images with faults, the first of each kind")
     if command == "eval":
         add("--batch_size", type=PositiveInt, default=2, help="images per batch on each rank")
         num_workers = "processes that load images on each rank; by default chosen by the number of cores"
@@ -250,7 +255,7 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
         add("--output", help="a JSON file for the metrics")
         add("--figures", help="a directory for precision-recall curves, a confusion matrix and drawn predictions")
     if command == "predict":
-        add("images", nargs="+", help="image files, or directories, whose subdirectories are searched too")
+        add("images", nargs="+", help="image and video files, or directories of images, searched recursively")
         add("--output", default="predictions", help="directory for the drawings and predictions.json")
         add("--threshold", type=ClosedUnitInterval, default=0.5, help="minimum score of a detection")
         add("--attention", action="store_true", help="draw what the query of each detection attends to, too")

@@ -66,8 +66,8 @@ class SetCriterion(nn.Module):
 
     In a distributed run the divisors of the box losses and of the cross-entropy are averaged over the ranks, so that
     the gradients equal those of a single process with the entire batch. With ``sync_class_normalizer=False`` of
-    :class:`LossWeights` the divisor of the cross-entropy is that of each rank, as in MMDetection. In evaluation mode both
-    are those of the rank, whose number of batches may differ from that of the others.
+    :class:`LossWeights` the divisor of the cross-entropy is that of each rank, as in MMDetection. In evaluation mode
+    both are those of the rank, whose number of batches may differ from that of the others.
 
     Args:
         match: Costs of the matching; those of :meth:`MatchWeights.detr` by default.

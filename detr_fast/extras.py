@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 # The modules that an extra of this package installs, by the name of the extra.
 EXTRAS = {
+    "datasets": ("datasets",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "supervision": ("supervision",),
     "train": (
         "PIL",
         "accelerate",
@@ -23,6 +25,7 @@ EXTRAS = {
         "tqdm",
         "yaml",
     ),
+    "video": ("av",),
 }
 
 

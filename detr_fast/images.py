@@ -37,6 +37,10 @@ class ImageError(ValueError):
     """An image cannot be read; the message gives the file and the cause."""
 
 
+class VideoError(ImageError):
+    """A video cannot be read or written; the message gives the file and the cause."""
+
+
 class Decoded(NamedTuple):
     """A decoded image file.
 

@@ -121,7 +121,9 @@ def test_check_data(shapes, tmp_path, capsys):
     content["annotations"][1]["category_id"] = 99
     faulty = tmp_path / "faulty.json"
     faulty.write_text(json.dumps(content))
-    assert _exit_code([*arguments, str(faulty)]) == 1
+    assert _exit_code([*arguments, str(faulty), "--figures", str(tmp_path / "drawn")]) == 1
+    images = {entry["image_id"] for entry in content["annotations"][:2]}
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == len(images)
     output = capsys.readouterr().out
     assert "box without area" in output
     assert "there is no category 99" in output

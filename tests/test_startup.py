@@ -105,6 +105,20 @@ def test_an_import_without_the_extra_names_it(statement):
     assert last.endswith(" is missing; install the extra: pip install 'detr_fast[train]'")
 
 
+@pytest.mark.parametrize(
+    ("extra", "statement"),
+    [
+        ("datasets", "from detr_fast.data import save_huggingface_dataset as f; f(None, 'new', box_format='xywh')"),
+        ("supervision", "from detr_fast.models import to_supervision; to_supervision({})"),
+        ("video", "from detr_fast.training.prediction import _predict_video as f; f(None, None, None, 0.5, [])"),
+    ],
+)
+def test_what_needs_another_extra_names_it(extra, statement):
+    without = f"import sys; from detr_fast.extras import EXTRAS; sys.modules.update(dict.fromkeys(EXTRAS['{extra}']));"
+    process = subprocess.run([sys.executable, "-c", without + statement], capture_output=True, text=True, check=False)
+    assert process.stderr.splitlines()[-1].endswith(f" is missing; install the extra: pip install 'detr_fast[{extra}]'")
+
+
 def test_transformers_are_accelerated_without_the_extra():
     pytest.importorskip("transformers")
     run_without((), WITHOUT_EXTRA + "import detr_fast.integrations.huggingface")

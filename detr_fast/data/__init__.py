@@ -11,6 +11,7 @@ from detr_fast.data.batch import Batch, PackedBatch, collate
 from detr_fast.data.check import check_dataset
 from detr_fast.data.coco import CocoDetection, Sample
 from detr_fast.data.faults import DataError, Fault, FaultKind, count_faults, describe_counts
+from detr_fast.data.huggingface import save_huggingface_dataset
 from detr_fast.data.padded_sizes import PaddedBatchSampler
 from detr_fast.data.shapes import make_shapes
 from detr_fast.data.transforms import Augmentation, Labeled, Resize
@@ -33,4 +34,5 @@ __all__ = [
     "count_faults",
     "describe_counts",
     "make_shapes",
+    "save_huggingface_dataset",
 ]

@@ -19,6 +19,7 @@ def check_dataset(
     num_queries: int = DEFAULT_QUERIES,
     orientation: Orientation = "upright",
     num_workers: int | None = None,
+    figures: str | Path | None = None,
 ) -> list[Fault]:
     """Find all faults of a data set; every image is decoded completely.
 
@@ -30,8 +31,10 @@ def check_dataset(
             the ``"upright"`` image or the pixels as ``"stored"``.
         num_workers: Number of threads that decode images; None for the default of ``ThreadPoolExecutor``.
 
+        figures: Directory for drawings of the images with faults, of the first of each kind; None for none.
+
     Returns:
-        The faults, each with its file and ids.
+        The faults, each with its file and its line or ids.
 
     Raises:
         DataError: The annotation file or the directory cannot be used at all.
@@ -40,7 +43,12 @@ def check_dataset(
     with ThreadPoolExecutor(num_workers) as pool:
         found = list(pool.map(lambda entry: _image_faults(entry, orientation), annotations.images))
     many_objects = annotations.many_objects(str(annotation_file), num_queries)
-    return annotations.faults + many_objects + [fault for faults in found for fault in faults]
+    faults = annotations.faults + many_objects + [fault for faults in found for fault in faults]
+    if figures is not None:
+        from detr_fast.data.figures import draw_faults  # imports matplotlib
+
+        draw_faults(figures, annotations, faults, orientation)
+    return faults
 
 
 def _image_faults(entry: ImageEntry, orientation: Orientation) -> list[Fault]:

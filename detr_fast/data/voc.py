@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-@dataclass
+@dataclass(slots=True)
 class Element:
     """An element of an XML file.
 
@@ -34,13 +34,17 @@ class Element:
     text: str = ""
     children: list[Element] = field(default_factory=list)
 
-    def all(self, name: str) -> list[Element]:
-        """Return the children with a name."""
-        return [child for child in self.children if child.name == name]
+    def child(self, name: str) -> Element | None:
+        """Return the first child with a name; None if there is none."""
+        for child in self.children:
+            if child.name == name:
+                return child
+        return None
 
     def text_of(self, name: str) -> str | None:
         """Return the text of the first child with a name, without surrounding spaces; None if there is none."""
-        return next((child.text.strip() for child in self.all(name)), None)
+        child = self.child(name)
+        return None if child is None else child.text.strip()
 
 
 def parse_xml(text: str) -> Element:
@@ -101,7 +105,6 @@ def read_voc(path: str, folder: str, imposed: Sequence[Category] | None) -> Sour
     for name in sorted(os.listdir(folder)):
         if os.path.splitext(name)[1].lower() in SUFFIXES:
             images.setdefault(os.path.splitext(name)[0], []).append(name)
-    objects: list[tuple[str, int, Element]] = []
     for identifier, file in enumerate(files, 1):
         try:
             root = parse_xml(read_text(file))
@@ -111,21 +114,24 @@ def read_voc(path: str, folder: str, imposed: Sequence[Category] | None) -> Sour
         stem = os.path.splitext(os.path.basename(file))[0]
         source.images.append({"id": identifier, "file_name": _image_name(root, stem, images), **_size(root)})
         source.image_files[identifier] = file
-        objects += [(file, identifier, element) for element in root.all("object")]
+        for element in root.children:
+            if element.name == "object":
+                _read_object(source, element, Place(file, element.line), identifier)
     if not source.images:
         raise DataError(f"{path}: none of its {len(files)} XML files can be used; {source.faults[0]}")
-    names = sorted({text for _, _, element in objects if (text := element.text_of("name"))})
+    names = sorted({entry["category_id"] for entry in source.annotations})
     ids = dict(zip(names, category_ids(names, imposed, 1), strict=True))
     source.categories = [{"id": ids[name], "name": name} for name in names]
-    for file, identifier, element in objects:
-        _read_object(source, element, Place(file, element.line), identifier, ids)
+    for entry in source.annotations:
+        entry["category_id"] = ids[entry["category_id"]]
     return source
 
 
-def _read_object(source: Source, element: Element, place: Place, image: int, ids: dict[str, int]) -> None:
-    """Append the annotation of an object, or its fault."""
+def _read_object(source: Source, element: Element, place: Place, image: int) -> None:
+    """Append the annotation of an object, with the name of its category in place of the id, or its fault."""
     name, difficult = element.text_of("name"), element.text_of("difficult") or "0"
-    corners = [box.text_of(corner) for box in element.all("bndbox")[:1] for corner in _CORNERS]
+    box = element.child("bndbox")
+    corners = [box.text_of(corner) for corner in _CORNERS] if box else []
     kind = FaultKind.MALFORMED_ANNOTATION
     try:
         if not name:
@@ -142,7 +148,7 @@ def _read_object(source: Source, element: Element, place: Place, image: int, ids
     source.add_annotation(
         place,
         image_id=image,
-        category_id=ids[name],
+        category_id=name,
         bbox=[left - 1, top - 1, right - left + 1, bottom - top + 1],
         iscrowd=int(difficult),
     )
@@ -157,13 +163,9 @@ def _image_name(root: Element, stem: str, images: dict[str, list[str]]) -> str:
 
 def _size(root: Element) -> dict[str, int]:
     """Return the width and height that an XML file states, as far as they are integers."""
-    size = {}
-    for element in root.all("size")[:1]:
-        for name in ("width", "height"):
-            text = element.text_of(name) or ""
-            if text.isdecimal() and len(text) < 20:
-                size[name] = int(text)
-    return size
+    size = root.child("size")
+    texts = {name: size.text_of(name) or "" for name in ("width", "height")} if size else {}
+    return {name: int(text) for name, text in texts.items() if text.isdecimal() and len(text) < 20}
 
 
 def _found(directory: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from detr_fast.data.faults import DataError, Fault, FaultKind
+from detr_fast.data.rules import finite_corners
 from detr_fast.data.source import FileError, Place, Source, category_ids, read_text, require_directory
 from detr_fast.images import SUFFIXES, ImageError, upright_size
 
@@ -117,16 +118,19 @@ def _read_labels(
             kind = FaultKind.MALFORMED_ANNOTATION
             source.faults.append(Fault(kind, file, image, None, f"{error}; {_LINE}", number))
             continue
+        width, height = size
+        left, top, right, bottom = left * width, top * height, right * width, bottom * height
+        bbox = [left, top, right - left, bottom - top]
         if int(label) not in ids:
             message = f"there is no class {int(label)}; the classes are {min(ids)} to {max(ids)}"
-            source.faults.append(Fault(FaultKind.UNKNOWN_CATEGORY, file, image, None, message, number))
+            box = finite_corners({"bbox": bbox})
+            source.faults.append(Fault(FaultKind.UNKNOWN_CATEGORY, file, image, None, message, number, box))
             continue
-        width, height = size
         source.add_annotation(
             Place(file, number),
             image_id=image,
             category_id=ids[int(label)],
-            bbox=[left * width, top * height, (right - left) * width, (bottom - top) * height],
+            bbox=bbox,
         )
 
 

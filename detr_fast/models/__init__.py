@@ -18,6 +18,7 @@ with explaining_missing("detr_fast.models"):
     )
     from detr_fast.models.inference import postprocess
     from detr_fast.models.resnet import BACKBONES, build_backbone
+    from detr_fast.models.supervision import to_supervision
 
 __all__ = [
     "BACKBONES",
@@ -39,4 +40,5 @@ __all__ = [
     "load_weights",
     "postprocess",
     "read_state_dict",
+    "to_supervision",
 ]

@@ -286,11 +286,11 @@ def test_every_fault_of_an_xml_file_has_its_line(voc):
     write(voc.annotations / "3.xml", "<annotation></annotation>")
     faults = read_annotations(voc.annotations, voc.images).faults
     assert located(faults) == [
-        (FaultKind.MALFORMED_FILE, "2.xml", None),
         (FaultKind.MALFORMED_ANNOTATION, "1.xml", 5),
         (FaultKind.MALFORMED_ANNOTATION, "1.xml", 6),
         (FaultKind.MALFORMED_BOX, "1.xml", 7),
         (FaultKind.MALFORMED_BOX, "1.xml", 8),
+        (FaultKind.MALFORMED_FILE, "2.xml", None),
         (FaultKind.MISSING_IMAGE, "3.xml", None),
         (FaultKind.WRONG_IMAGE_SIZE, "3.xml", None),
         (FaultKind.BOX_WITHOUT_AREA, "1.xml", 9),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,9 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(shapes / "val", directory / "my" / "new_images")
     shutil.copy(shapes / "val" / "000000.png", directory / "street.png")
 
+    if find_spec("datasets") is not None:
+        _write_parquet(shapes / "train", directory / "cats.parquet")
+
     torch.manual_seed(0)
     tiny = DETR(
         num_classes=3,
@@ -46,3 +50,15 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save_pretrained(directory / "runs/demo/model")
     torch.save({"model": detr_resnet50().state_dict()}, directory / "detr-r50.pth")
     return directory
+
+
+def _write_parquet(images: Path, file: Path) -> None:
+    import datasets
+
+    objects = {"bbox": datasets.List(datasets.Value("float32")), "category": datasets.ClassLabel(names=["cat"])}
+    rows = {
+        "image": [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(images.iterdir())],
+        "objects": [[{"bbox": [2, 3, 20, 10], "category": 0}] for _ in images.iterdir()],
+    }
+    features = datasets.Features({"image": datasets.Image(), "objects": datasets.List(objects)})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(file))
