@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detr_fast.ops.dispatch import OPS, REFERENCE, BackendError, use_backend
+
 logger = logging.getLogger(__name__)
 
 RELATIVE_TOLERANCE = 1e-4  # of the largest absolute value of a tensor in float32
@@ -98,10 +100,22 @@ def _isolated() -> Iterator[None]:
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
+            use_backend(**dict.fromkeys(_ops_that_cannot_run(), REFERENCE)),
         ):
             yield
     finally:
         torch.set_default_dtype(dtype)
+
+
+def _ops_that_cannot_run() -> list[str]:
+    """Return the ops for which a backend has been chosen, such as Triton, that cannot run on the CPU."""
+    names = []
+    for op in OPS.values():
+        try:
+            op.choose(torch.device("cpu"))
+        except BackendError:
+            names.append(op.public_names[0])
+    return names
 
 
 def check_parameters(function: Callable[..., Any], known: Sequence[str]) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from detr_fast import ops
 from detr_fast.integrations import describe_hosts, evidence
 from detr_fast.integrations.evidence import Disagreement, check_close, check_parameters, examine
+from detr_fast.ops.dispatch import BackendError
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +69,21 @@ def test_what_the_caller_has_set_neither_matters_nor_changes():
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_backend_that_only_a_gpu_can_run(monkeypatch):
+    cost = torch.rand(1, 3, 8)
+    monkeypatch.setenv("DETR_FAST_BACKEND", "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    try:
+        ops.batch_linear_sum_assignment(cost, [3])
+    except BackendError:
+        pass
+    else:
+        pytest.skip("Triton runs on the CPU, in its interpreter")
+    assert examine("a part", lambda: ops.batch_linear_sum_assignment(cost, [3]), key="triton").reason is None
+    with pytest.raises(BackendError):
+        ops.batch_linear_sum_assignment(cost, [3])
 
 
 def test_parameters():

@@ -102,14 +102,19 @@ def test_outputs_and_gradients(name, options, build_model, make_batch, calls):
     found, found_gradients = evaluate(model, inputs)
     assert calls == [options.get("decoder_method", "default")] * CALLS[name]
     torch.testing.assert_close(found, outputs, rtol=1e-8, atol=1e-9)
-    largest = max(float(g.abs().max()) for g in gradients.values() if g is not None)
+    largest = max(float(g.nan_to_num().abs().max()) for g in gradients.values() if g is not None)
     for parameter, gradient in gradients.items():
         message = f"gradient of {parameter}"
         if gradient is None:
             assert found_gradients[parameter] is None, message
         else:
             torch.testing.assert_close(
-                found_gradients[parameter], gradient, rtol=1e-7, atol=1e-11 * largest, msg=message
+                found_gradients[parameter],
+                gradient,
+                rtol=1e-7,
+                atol=1e-11 * largest,
+                equal_nan=True,  # LW-DETR of transformers 5.0 has such a gradient
+                msg=message,
             )
 
     restore(model)
