@@ -121,8 +121,8 @@ class Augmentation:
         return cls()
 
     @classmethod
-    def mmdet(cls) -> Augmentation:
-        """The augmentation of MMDetection, which limits the longer side before the crop to 1333 pixels."""
+    def mmdet3(cls) -> Augmentation:
+        """The augmentation of MMDetection 3.3, which limits the longer side before the crop to 1333 pixels."""
         return cls(middle_max_size=1333)
 
     def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor, rng: random.Random) -> Labeled:

@@ -130,8 +130,8 @@ def match_weights(match_costs: Sequence[Any]) -> MatchWeights | None:
             weights = replace(
                 weights, cost_bbox=cost.weight, l1_format="cxcywh" if cost.box_format == "xywh" else "xyxy"
             )
-        elif type(cost) is IoUCost and cost.iou_mode == "giou":
-            weights = replace(weights, cost_giou=cost.weight)
+        elif type(cost) is IoUCost and cost.iou_mode in ("giou", "iou", "iof"):
+            weights = replace(weights, cost_giou=cost.weight, iou_kind=cost.iou_mode)
         else:
             return None
     return weights
@@ -141,7 +141,8 @@ def match_weights(match_costs: Sequence[Any]) -> MatchWeights | None:
 class FastHungarianAssigner(HungarianAssigner):
     """The Hungarian assigner of MMDetection.
 
-    Class costs (softmax or focal), L1 and GIoU are computed in one call; other costs are computed by MMDetection.
+    Class costs (softmax or focal), L1 and GIoU, IoU or IoF are computed in one call; other costs are computed by
+    MMDetection.
     """
 
     def __init__(self, *args: Any, check: bool = True, **kwargs: Any) -> None:

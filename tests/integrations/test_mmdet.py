@@ -32,9 +32,18 @@ COSTS = {
         {"type": "BBoxL1Cost", "weight": 5.0, "box_format": "xywh"},
         {"type": "IoUCost", "iou_mode": "giou", "weight": 2.0},
     ],
-    "unsupported": [
+    "iou": [
         {"type": "ClassificationCost", "weight": 1.0},
         {"type": "IoUCost", "iou_mode": "iou", "weight": 2.0},
+    ],
+    "iof": [
+        {"type": "FocalLossCost", "weight": 2.0},
+        {"type": "IoUCost", "iou_mode": "iof", "weight": 5.0},
+    ],
+    "unsupported": [
+        {"type": "ClassificationCost", "weight": 1.0},
+        {"type": "BBoxL1Cost", "weight": 5.0},
+        {"type": "BBoxL1Cost", "weight": 5.0, "box_format": "xywh"},
     ],
 }
 
@@ -93,7 +102,7 @@ def test_the_assigner(fast, costs, count):
     assert found.labels.tolist() == expected.labels.tolist()
 
 
-@pytest.mark.parametrize("costs", ["shipped", "corners", "focal"])
+@pytest.mark.parametrize("costs", ["shipped", "corners", "focal", "iou", "iof"])
 def test_the_costs(fast, costs):
     from mmdet.registry import TASK_UTILS
     from mmengine.structures import InstanceData
