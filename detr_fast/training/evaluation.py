@@ -19,8 +19,9 @@ from detr_fast.data.annotations import Orientation
 from detr_fast.models import DETR, DETROutput
 from detr_fast.models.inference import best_classes, evaluating, scale_boxes
 from detr_fast.training.coco import CocoEvaluation
-from detr_fast.training.loading import DeviceBatches, build_eval_data
+from detr_fast.training.loading import build_eval_data
 from detr_fast.training.monitor import TrainingError
+from detr_fast.training.prefetch import DeviceBatches
 from detr_fast.training.ranks import build_accelerator
 
 

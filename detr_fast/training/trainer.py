@@ -27,10 +27,10 @@ from detr_fast.training.config import ConfigError, TrainConfig, as_flat_data, as
 from detr_fast.training.device import set_tf32, tune_convolutions
 from detr_fast.training.evaluation import EvaluationStopped, evaluate
 from detr_fast.training.files import OutputLock, write_atomically
-from detr_fast.training.loading import DeviceBatches, Waits
 from detr_fast.training.model import build_model, check_model, save_model
 from detr_fast.training.monitor import LossMonitor, MetricsLog
 from detr_fast.training.optim import describe_schedule
+from detr_fast.training.prefetch import DeviceBatches, Waits
 from detr_fast.training.ranks import build_accelerator, check_agreement
 from detr_fast.training.resume import check_resumed
 from detr_fast.training.run_checkpoint import BEST, LAST, load_latest, save_checkpoint

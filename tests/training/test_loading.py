@@ -16,10 +16,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from detr_fast.data import PackedBatch, collate
+from detr_fast.data import PackedBatch, Resize, collate
 from detr_fast.data.coco import Sample
-from detr_fast.training import Trainer, loading
-from detr_fast.training.loading import DeviceBatches, Waits, build_eval_data, build_train_data, choose_num_workers
+from detr_fast.training import Trainer, prefetch
+from detr_fast.training.loading import build_eval_data, build_train_data, choose_num_workers
+from detr_fast.training.prefetch import DeviceBatches, Waits
 from detr_fast.training.ranks import count_local_ranks
 
 
@@ -120,15 +121,15 @@ class Packed:
 
 def _simulate(monkeypatch, **durations: float) -> tuple[Simulation, Waits]:
     simulation = Simulation(**durations)
-    loading._copy_stream.cache_clear()
-    monkeypatch.setattr(loading.time, "perf_counter", simulation.clock)
+    prefetch._copy_stream.cache_clear()
+    monkeypatch.setattr(prefetch.time, "perf_counter", simulation.clock)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", simulation.enter)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: simulation.loop)
     monkeypatch.setattr(torch.cuda, "Event", simulation.event)
     batches = DeviceBatches(simulation.batches(50), torch.device("cuda", 0))
     simulation.run(batches)
-    loading._copy_stream.cache_clear()
+    prefetch._copy_stream.cache_clear()
     return simulation, batches.waits
 
 
@@ -181,7 +182,7 @@ def test_what_bounds_a_run_on_a_gpu(monkeypatch, durations, bound):
 )
 def test_what_bounds_a_run_on_a_cpu(monkeypatch, load, compute, line):
     now = [0.0]
-    monkeypatch.setattr(loading.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(prefetch.time, "perf_counter", lambda: now[0])
 
     def load_batches() -> Iterator[PackedBatch]:
         for number in range(9):
@@ -259,8 +260,8 @@ def test_a_loop_that_the_device_bounds_is_told():
 @pytest.mark.gpu
 def test_every_loop_uses_the_same_stream():
     device = torch.device("cuda", torch.cuda.current_device())
-    assert loading._copy_stream(device) is loading._copy_stream(device)
-    assert loading._copy_stream(device) != torch.cuda.current_stream(device)
+    assert prefetch._copy_stream(device) is prefetch._copy_stream(device)
+    assert prefetch._copy_stream(device) != torch.cuda.current_stream(device)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +302,7 @@ def test_the_number_of_workers_is_chosen_unless_it_is_given(config):
         data.val_images,
         data.val_annotations,
         accelerator,
-        transform=loading.Resize(32),
+        transform=Resize(32),
         categories=None,
         batch_size=2,
         num_workers=None,
