@@ -37,10 +37,11 @@ def measure(name: str, case: Case, device: torch.device, seconds: float = clock.
             row.errors[what] = describe(error)
         return None
 
+    held: dict[str, int] = {}
     for implementation in case.implementations:
-        call = attempt(implementation, lambda name=implementation: case.prepare(name, inputs, expected))
-        if call is not None:
-            calls[implementation] = call
+        prepared = attempt(implementation, lambda name=implementation: case.prepare(name, inputs, expected))
+        if prepared is not None:
+            calls[implementation], held[implementation] = prepared.call, prepared.held
     if calls:
         timed = attempt("timing", lambda: clock.interleaved(calls, device, case.protocol, seconds))
         row.times.update(timed or {})
@@ -48,7 +49,7 @@ def measure(name: str, case: Case, device: torch.device, seconds: float = clock.
         for implementation, call in calls.items():
             peak = attempt(implementation, lambda call=call: clock.peak_memory(call, device))
             if peak is not None:
-                row.memory[implementation] = peak
+                row.memory[implementation] = peak + held[implementation]
     if case.subject in row.times:
         for number, compute in case.numbers.items():
             value = attempt(number, lambda compute=compute: compute(inputs, row.times[case.subject]))

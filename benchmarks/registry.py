@@ -60,6 +60,7 @@ class Implementation:
 
     call: Call
     result: Callable[[Any], Any] = lambda output: output  # brings what the call returns into the form of ``expected``
+    held: int = 0  # bytes that its calls use and do not allocate, such as the memory pool of a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class Case:
     has_memory: bool = False  # whether the peak memory of each implementation is reported
     numbers: Mapping[str, Callable[[Any, Times], float]] = field(default_factory=dict)  # of the subject
 
-    def prepare(self, name: str, inputs: Any, expected: Any) -> Call:
-        """Return the call of an implementation, after checking what it returns.
+    def prepare(self, name: str, inputs: Any, expected: Any) -> Implementation:
+        """Return an implementation, after checking what it returns.
 
         Raises:
             Unavailable: The implementation cannot run here.
@@ -89,7 +90,7 @@ class Case:
         result = implementation.result(implementation.call())
         options = {"rtol": self.rtol, "atol": self.atol, "check_dtype": False, "check_device": False}
         torch.testing.assert_close(result, expected, **options)
-        return implementation.call
+        return implementation
 
 
 def backends(

@@ -44,7 +44,7 @@ _clock_of = cache(clock_of)
 def test_case(benchmark, number, implementation):
     device, name, case = CASES[number]
     try:
-        call = case.prepare(implementation, *_inputs_and_expected(number))
+        call = case.prepare(implementation, *_inputs_and_expected(number)).call
     except Unavailable as reason:
         pytest.skip(str(reason))
     clock = _clock_of(device)

@@ -88,8 +88,16 @@ void focal_cost(int64_t n, const T* score, const MatchOptions& options, T* cost)
   focal_cost<T, false, false>(n, score, options, cost);
 }
 
+// IoF, intersection over foreground, is divided by the area of the predicted box.
+template <IouKind kKind, typename T>
+DETR_FAST_INLINE T overlap_of(const BoxOverlap<T>& overlap, T predicted_area, T least) {
+  if constexpr (kKind == IouKind::kGiou) return overlap.giou();
+  if constexpr (kKind == IouKind::kIou) return overlap.iou();
+  return BoxOverlap<T>::ratio(overlap.intersection, predicted_area < least ? least : predicted_area);
+}
+
 // Adds the box terms of one target to the cost.
-template <typename T>
+template <IouKind kKind, typename T>
 void add_box_cost(int64_t n, const Queries<T>& queries, const float* target, const MatchOptions& options, T* cost) {
   const T *x0 = queries.corner[0].data(), *y0 = queries.corner[1].data();
   const T *x1 = queries.corner[2].data(), *y1 = queries.corner[3].data(), *area = queries.area.data();
@@ -97,7 +105,8 @@ void add_box_cost(int64_t n, const Queries<T>& queries, const float* target, con
   const T target_area = target_box.area(), weight = options.cost_giou, least = least_area<T>(options.giou_eps);
   for (int64_t q = 0; q < n; ++q) {
     const Box<T> box = {{x0[q], x1[q]}, {y0[q], y1[q]}};
-    cost[q] -= weight * BoxOverlap<T>(box, area[q], target_box, target_area, least).giou();
+    const BoxOverlap<T> overlap(box, area[q], target_box, target_area, least);
+    cost[q] -= weight * overlap_of<kKind>(overlap, area[q], least);
   }
   // Corners are in units of 1 / box_scale; the L1 cost is not.
   const std::vector<T>* coordinates = options.corners ? queries.corner : queries.box;
@@ -109,6 +118,18 @@ void add_box_cost(int64_t n, const Queries<T>& queries, const float* target, con
   for (int64_t q = 0; q < n; ++q) {
     const T sum = std::abs(c0[q] - t0) + std::abs(c1[q] - t1) + std::abs(c2[q] - t2) + std::abs(c3[q] - t3);
     cost[q] += unit * sum;
+  }
+}
+
+template <typename T>
+void add_box_cost(int64_t n, const Queries<T>& queries, const float* target, const MatchOptions& options, T* cost) {
+  switch (options.iou_kind) {
+    case IouKind::kGiou:
+      return add_box_cost<IouKind::kGiou>(n, queries, target, options, cost);
+    case IouKind::kIou:
+      return add_box_cost<IouKind::kIou>(n, queries, target, options, cost);
+    case IouKind::kIof:
+      return add_box_cost<IouKind::kIof>(n, queries, target, options, cost);
   }
 }
 

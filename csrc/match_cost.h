@@ -1,9 +1,11 @@
-// Class, L1 and GIoU cost of each target over the queries of its own image.
+// Class, L1 and overlap cost of each target over the queries of its own image.
 #pragma once
 
 #include "common/arrays.h"
 
 namespace detr_fast {
+
+enum class IouKind { kGiou, kIou, kIof };
 
 struct MatchOptions {
   bool focal;    // else softmax
@@ -11,6 +13,7 @@ struct MatchOptions {
   double cost_class, cost_bbox, cost_giou;
   double focal_alpha, focal_gamma, focal_eps;
   double giou_eps, box_scale;
+  IouKind iou_kind;
 };
 
 // Writes cost [L,T,Q]. Throws std::invalid_argument where offsets or labels are out of range.

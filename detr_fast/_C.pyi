@@ -44,6 +44,13 @@ def solve_batch(
         or -1.
     """
 
+class IouKind:
+    """Which overlap match_cost computes; the names of detr_fast.MatchWeights.iou_kind."""
+
+    giou: IouKind
+    iou: IouKind
+    iof: IouKind
+
 class MatchOptions:
     """How match_cost computes; the fields of detr_fast.MatchWeights."""
 
@@ -60,6 +67,7 @@ class MatchOptions:
         focal_eps: float,
         giou_eps: float,
         box_scale: float,
+        iou_kind: IouKind,
     ) -> None: ...
 
 def match_cost(

@@ -103,6 +103,7 @@ def convert(options: Namespace) -> None:
             num_classes=options.classes,
             num_heads=options.num_heads,
             norm_between_layers=options.norm_between_layers,
+            activation=options.activation,
         )
     )
 
@@ -137,7 +138,7 @@ def check_data(options: Namespace) -> int:
 
 
 def info(options: Namespace) -> None:
-    """Show versions, devices, and the backend of each op."""
+    """Show versions, devices, the backend of each op, and what is replaced in the installed host libraries."""
     _print_info()
 
 
@@ -248,7 +249,8 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
         add("--figures", help="a directory for drawings of images with faults, the first of each kind")
     if command == "eval":
         add("--batch_size", type=PositiveInt, default=2, help="images per batch on each rank")
-        add("--num_workers", type=NonNegativeInt, default=2, help="processes that load images on each rank")
+        num_workers = "processes that load images on each rank; by default chosen by the number of cores"
+        add("--num_workers", type=NonNegativeInt, default=None, help=num_workers)
         add("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="precision of the model")
         add("--output", help="a JSON file for the metrics")
         add("--figures", help="a directory for precision-recall curves, a confusion matrix and drawn predictions")
@@ -267,6 +269,8 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
         add("--num_heads", type=PositiveInt, default=8, help="attention heads of the transformer")
         norm_between_layers = "the decoder normalizes between its layers (Hugging Face's auxiliary_loss)"
         add("--norm_between_layers", action="store_true", help=norm_between_layers)
+        activations = ["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"]
+        add("--activation", choices=activations, default="relu", help="activation of the feed-forward networks")
 
 
 def _resolve_configs(arguments: Sequence[str], parser: ArgumentParser) -> list[str]:
@@ -331,8 +335,10 @@ def _run(config: TrainConfig, *, resume: bool) -> None:
 
 def _print_info() -> None:
     from detr_fast.info import describe
+    from detr_fast.integrations import describe_hosts
 
     print(describe())
+    print(describe_hosts())
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

@@ -65,8 +65,9 @@ class SetCriterion(nn.Module):
     """The loss of DETR (https://arxiv.org/abs/2005.12872, section 3.1), applied to each decoder layer.
 
     In a distributed run the divisors of the box losses and of the cross-entropy are averaged over the ranks, so that
-    the gradients equal those of a single process with the entire batch. In evaluation mode they are those of the rank,
-    whose number of batches may differ from that of the others.
+    the gradients equal those of a single process with the entire batch. With ``sync_class_normalizer=False`` of
+    :class:`LossWeights` the divisor of the cross-entropy is that of each rank, as in MMDetection. In evaluation mode
+    both are those of the rank, whose number of batches may differ from that of the others.
 
     Args:
         match: Costs of the matching; those of :meth:`MatchWeights.detr` by default.
@@ -114,7 +115,9 @@ class SetCriterion(nn.Module):
             layers, and ``class_error`` in percent for the last layer.
         """
         query_index = self.matcher(logits, boxes, targets)
-        num_boxes, class_normalizer = self._normalizers(logits, targets)
+        num_boxes, class_normalizer = loss_divisors(
+            logits, targets, self.weights, groups=self.matcher.groups, synchronize=self.training
+        )
         total, losses = weighted_set_loss(
             logits,
             boxes,
@@ -132,18 +135,35 @@ class SetCriterion(nn.Module):
             terms["class_error"] = class_error(logits[-1], targets, query_index[-1])
         return CriterionOutput(total, terms)
 
-    def _normalizers(self, logits: Tensor, targets: Targets) -> tuple[Tensor | float, Tensor | float]:
-        num_queries, groups, weights = logits.shape[2], self.matcher.groups, self.weights
-        boxes: Tensor | float = count_boxes(targets, num_queries, weights, groups=groups)
-        classes: Tensor | float = count_class_weight(targets, num_queries, weights, groups=groups)
-        if self.training and dist.is_available() and dist.is_initialized():
-            # new_full fills on the device; a tensor of host values would be copied, which synchronizes.
-            both = torch.stack(
-                [n if isinstance(n, Tensor) else logits.new_full((), n, dtype=torch.float32) for n in (boxes, classes)]
-            )
-            dist.all_reduce(both)
-            boxes, classes = (both / dist.get_world_size()).unbind()
-        return at_least(boxes, 1), at_least(classes, weights.min_class_normalizer)
+
+def loss_divisors(
+    logits: Tensor, targets: Targets, weights: LossWeights, *, groups: int = 1, synchronize: bool = True
+) -> tuple[Tensor | float, Tensor | float]:
+    """Compute the divisors of the losses, in a distributed run over all ranks.
+
+    Args:
+        logits: Class logits [L,B,Q,C], of which only the shape and the device are used.
+        targets: Targets of the same B images.
+        weights: Which divisors, their minimum, and whether that of the cross-entropy is averaged over the ranks.
+        groups: Number of query groups.
+        synchronize: Whether divisors are averaged over the ranks, all of which then have to call the function.
+
+    Returns:
+        The divisors of the box losses and of the cross-entropy.
+    """
+    num_queries = logits.shape[2]
+    boxes: Tensor | float = count_boxes(targets, num_queries, weights, groups=groups)
+    classes: Tensor | float = count_class_weight(targets, num_queries, weights, groups=groups)
+    if synchronize and dist.is_available() and dist.is_initialized():
+        # new_full fills on the device; a tensor of host values would be copied, which synchronizes.
+        both = torch.stack(
+            [n if isinstance(n, Tensor) else logits.new_full((), n, dtype=torch.float32) for n in (boxes, classes)]
+        )
+        dist.all_reduce(both)
+        boxes, mean_classes = (both / dist.get_world_size()).unbind()
+        if weights.sync_class_normalizer:
+            classes = mean_classes
+    return at_least(boxes, 1), at_least(classes, weights.min_class_normalizer)
 
 
 def _by_layer(terms: dict[str, Tensor]) -> dict[str, Tensor]:

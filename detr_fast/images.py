@@ -246,6 +246,24 @@ def resize_shape(width: int, height: int, shorter: int, longest: int | None = No
     return int(shorter * width / height), shorter
 
 
+def fit_shape(size: tuple[int, int], limit: tuple[int, int]) -> tuple[int, int]:
+    """Compute the size of an image that is scaled down, keeping its aspect ratio, as far as it exceeds a limit.
+
+    Args:
+        size: (height, width) of the image.
+        limit: Maximum (height, width).
+
+    Returns:
+        (height, width), the sides rounded down to at least 1; those of the image if it is within the limit.
+    """
+    height, width = size
+    if height <= limit[0] and width <= limit[1]:
+        return size
+    if limit[0] * width <= limit[1] * height:
+        return limit[0], max(1, width * limit[0] // height)
+    return max(1, height * limit[1] // width), limit[1]
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """Convert an RGB image to float32 [3,H,W], normalized by the mean and standard deviation of ImageNet."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # uint8 [3,H,W]

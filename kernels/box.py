@@ -1,4 +1,4 @@
-"""Boxes inside kernels: IoU, GIoU and their gradients; the formulas are those of detr_fast.ops.boxes."""
+"""Boxes inside kernels: IoU, GIoU, IoF and their gradients; the formulas are those of detr_fast.ops.boxes."""
 
 from __future__ import annotations
 
@@ -50,17 +50,23 @@ def _at_least(area, GIOU_EPS: tl.constexpr):
 
 
 @triton.jit
-def box_iou(ax0, ay0, ax1, ay1, bx0, by0, bx1, by1, GENERALIZED: tl.constexpr, GIOU_EPS: tl.constexpr):
-    """IoU, or GIoU, of corner boxes that broadcast; GIOU_EPS is the smallest area to divide by."""
+def box_iou(ax0, ay0, ax1, ay1, bx0, by0, bx1, by1, KIND: tl.constexpr, GIOU_EPS: tl.constexpr):
+    """IoU, GIoU or IoF (KIND) of corner boxes that broadcast; GIOU_EPS is the smallest area to divide by."""
     width = _maximum(_minimum(ax1, bx1) - _maximum(ax0, bx0), 0.0)
     height = _maximum(_minimum(ay1, by1) - _maximum(ay0, by0), 0.0)
     intersection = width * height
+    if KIND == "iof":
+        divisor, depends = _at_least((ax1 - ax0) * (ay1 - ay0), GIOU_EPS)
+        iof = intersection / divisor
+        if GIOU_EPS == 0:
+            iof = tl.where(depends, iof, 0.0)
+        return iof
     union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - intersection
     union_divisor, depends = _at_least(union, GIOU_EPS)
     iou = intersection / union_divisor
     if GIOU_EPS == 0:
         iou = tl.where(depends, iou, 0.0)
-    if not GENERALIZED:
+    if KIND == "iou":
         return iou
     enclosure = (_maximum(ax1, bx1) - _minimum(ax0, bx0)) * (_maximum(ay1, by1) - _minimum(ay0, by0))
     divisor, depends = _at_least(enclosure, GIOU_EPS)
@@ -86,13 +92,21 @@ def _axis_grad(a0, a1, b0, b1, d_overlap, d_hull, d_own):
 
 
 @triton.jit
-def box_iou_grad(grad, ax0, ay0, ax1, ay1, bx0, by0, bx1, by1, GENERALIZED: tl.constexpr, GIOU_EPS: tl.constexpr):
-    """Gradient of :func:`box_iou`'s result, ``grad``, to the gradients of a's four corners."""
+def box_iou_grad(grad, ax0, ay0, ax1, ay1, bx0, by0, bx1, by1, KIND: tl.constexpr, GIOU_EPS: tl.constexpr):
+    """Gradient of :func:`box_iou`'s result, ``grad``, to the gradients of a's four corners.
+
+    The IoF is divided by the area of a, or of b where KIND is "iof of b".
+    """
     own_width, own_height = ax1 - ax0, ay1 - ay0
     width = _maximum(_minimum(ax1, bx1) - _maximum(ax0, bx0), 0.0)
     height = _maximum(_minimum(ay1, by1) - _maximum(ay0, by0), 0.0)
     intersection = width * height
-    union = own_width * own_height + (bx1 - bx0) * (by1 - by0) - intersection
+    if KIND == "iof of b":
+        union = (bx1 - bx0) * (by1 - by0)
+    elif KIND == "iof":
+        union = own_width * own_height
+    else:
+        union = own_width * own_height + (bx1 - bx0) * (by1 - by0) - intersection
     union_divisor, union_depends = _at_least(union, GIOU_EPS)
     d_intersection = grad / union_divisor
     if GIOU_EPS == 0:
@@ -100,8 +114,8 @@ def box_iou_grad(grad, ax0, ay0, ax1, ay1, bx0, by0, bx1, by1, GENERALIZED: tl.c
     d_union = tl.where(union_depends, -grad * (intersection / union_divisor) / union_divisor, 0.0)
     hull_width = _maximum(ax1, bx1) - _minimum(ax0, bx0)
     hull_height = _maximum(ay1, by1) - _minimum(ay0, by0)
-    d_enclosure = tl.zeros_like(union)
-    if GENERALIZED:
+    d_enclosure = tl.zeros_like(intersection)
+    if KIND == "giou":
         enclosure = hull_width * hull_height
         divisor, depends = _at_least(enclosure, GIOU_EPS)
         # giou = iou - 1 + union / enclosure
@@ -111,7 +125,10 @@ def box_iou_grad(grad, ax0, ay0, ax1, ay1, bx0, by0, bx1, by1, GENERALIZED: tl.c
         else:
             d_union += tl.where(depends, grad / divisor, 0.0)
             d_enclosure = tl.where(depends, -grad * (union / divisor) / divisor, 0.0)
-    d_intersection -= d_union
+    if KIND == "iof of b":
+        d_union = tl.zeros_like(intersection)  # a is no part of the divisor
+    elif KIND != "iof":
+        d_intersection -= d_union
     dx0, dx1 = _axis_grad(ax0, ax1, bx0, bx1, d_intersection * height, d_enclosure * hull_height, d_union * own_height)
     dy0, dy1 = _axis_grad(ay0, ay1, by0, by1, d_intersection * width, d_enclosure * hull_width, d_union * own_width)
     return dx0, dy0, dx1, dy1

@@ -1,4 +1,4 @@
-"""Class, L1 and GIoU cost of every target and query of an image, in one launch without intermediate tensors."""
+"""Class, L1 and overlap cost of every target and query of an image, in one launch without intermediate tensors."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ def match_cost_kernel(
     FOCAL_GAMMA: tl.constexpr,
     FOCAL_EPS: tl.constexpr,
     L1_CORNERS: tl.constexpr,
+    IOU_KIND: tl.constexpr,  # "giou", "iou" or "iof"
     GIOU_EPS: tl.constexpr,
     BOX_SCALE: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -107,12 +108,12 @@ def match_cost_kernel(
                 cost_bbox = l1(left, top, right, bottom, target_left, target_top, target_right, target_bottom)
             else:
                 cost_bbox = l1(q0, q1, q2, q3, t0, t1, t2, t3)
-            giou = box_iou(
+            overlap = box_iou(
                 left * BOX_SCALE, top * BOX_SCALE, right * BOX_SCALE, bottom * BOX_SCALE,
                 target_left * BOX_SCALE, target_top * BOX_SCALE, target_right * BOX_SCALE, target_bottom * BOX_SCALE,
-                True, GIOU_EPS,
+                IOU_KIND, GIOU_EPS,
             )  # fmt: skip
-            cost = COST_BBOX * cost_bbox + COST_CLASS * cost_class - COST_GIOU * giou
+            cost = COST_BBOX * cost_bbox + COST_CLASS * cost_class - COST_GIOU * overlap
             tl.store(out_ptr + (layer * num_targets + target) * num_queries + query[None, :], cost, mask=pair)
             start += BLOCK_T * tl.num_programs(2)
 
@@ -155,6 +156,7 @@ def _launch_options(num_classes: int, weights: MatchWeights, dtype: torch.dtype)
         "FOCAL_GAMMA": weights.focal_gamma,
         "FOCAL_EPS": weights.focal_eps,
         "L1_CORNERS": weights.l1_format == "xyxy",
+        "IOU_KIND": weights.iou_kind,
         "GIOU_EPS": weights.giou_eps,
         "BOX_SCALE": weights.box_scale,
         "COMPUTE": triton_dtype(dtype),

@@ -1,4 +1,4 @@
-"""IoU, GIoU and L1 of every pair of boxes: one launch forward, one for each side backward, without atomics."""
+"""IoU, GIoU, IoF and L1 of every pair of boxes: one launch forward, one for each side backward, without atomics."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pairwise_fwd_kernel(
     stride_b,
     num_a,
     num_b,
-    KIND: tl.constexpr,  # "iou", "giou" or "l1"
+    KIND: tl.constexpr,  # "iou", "giou", "iof" or "l1"
     CXCYWH: tl.constexpr,  # whether boxes are cxcywh instead of xyxy
     GIOU_EPS: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -46,7 +46,7 @@ def pairwise_fwd_kernel(
         if CXCYWH:
             a0, a1, a2, a3 = corners(a0, a1, a2, a3)
             b0, b1, b2, b3 = corners(b0, b1, b2, b3)
-        out = box_iou(a0, a1, a2, a3, b0, b1, b2, b3, KIND == "giou", GIOU_EPS)
+        out = box_iou(a0, a1, a2, a3, b0, b1, b2, b3, KIND, GIOU_EPS)
     offset = (batch * num_a + row) * num_b + column
     tl.store(out_ptr + offset, out, mask=(row < num_a) & (column < num_b))
 
@@ -69,7 +69,7 @@ def pairwise_bwd_kernel(
     grad_stride_b,
     num_a,
     num_b,
-    KIND: tl.constexpr,
+    KIND: tl.constexpr,  # as above; or "iof of b", which is divided by the areas of b
     CXCYWH: tl.constexpr,
     GIOU_EPS: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -99,7 +99,7 @@ def pairwise_bwd_kernel(
         else:
             if CXCYWH:
                 b0, b1, b2, b3 = corners(b0, b1, b2, b3)
-            d0, d1, d2, d3 = box_iou_grad(grad, a0, a1, a2, a3, b0, b1, b2, b3, KIND == "giou", GIOU_EPS)
+            d0, d1, d2, d3 = box_iou_grad(grad, a0, a1, a2, a3, b0, b1, b2, b3, KIND, GIOU_EPS)
         sum0 += tl.where(pair, d0, 0.0)
         sum1 += tl.where(pair, d1, 0.0)
         sum2 += tl.where(pair, d2, 0.0)
@@ -152,6 +152,8 @@ def pairwise_backward(
     """Launch the backward kernel for each side whose gradient is needed."""
     (grad,) = grads
     grad1 = _backward(boxes1, boxes2, grad, options) if needed[0] else None
+    if options["KIND"] == "iof":
+        options["KIND"] = "iof of b"
     grad2 = _backward(boxes2, boxes1, grad.transpose(1, 2), options) if needed[1] else None
     return grad1, grad2
 

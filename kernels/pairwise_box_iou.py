@@ -1,4 +1,4 @@
-"""Pairwise IoU and GIoU by the kernels of :mod:`.pairwise`."""
+"""Pairwise IoU, GIoU and IoF by the kernels of :mod:`.pairwise`."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def _iou_of_match(
         target_x0, target_y0, target_x1, target_y1 = _scaled_corners(
             target_cx, target_cy, target_w, target_h, BOX_SCALE
         )
-        iou = box_iou(x0, y0, x1, y1, target_x0, target_y0, target_x1, target_y1, False, GIOU_EPS)
+        iou = box_iou(x0, y0, x1, y1, target_x0, target_y0, target_x1, target_y1, "iou", GIOU_EPS)
     return iou
 
 
@@ -208,7 +208,7 @@ def set_loss_fwd_kernel(
     box_l1 = l1(cx, cy, w, h, target_cx, target_cy, target_w, target_h)
     x0, y0, x1, y1 = _scaled_corners(cx, cy, w, h, BOX_SCALE)
     target_x0, target_y0, target_x1, target_y1 = _scaled_corners(target_cx, target_cy, target_w, target_h, BOX_SCALE)
-    giou = box_iou(x0, y0, x1, y1, target_x0, target_y0, target_x1, target_y1, True, GIOU_EPS)
+    giou = box_iou(x0, y0, x1, y1, target_x0, target_y0, target_x1, target_y1, "giou", GIOU_EPS)
     giou_loss = tl.where(matched, 1 - giou, 0)
 
     num_partials = num_images * tl.num_programs(1)
@@ -337,7 +337,7 @@ def set_loss_bwd_kernel(
     x0, y0, x1, y1 = _scaled_corners(cx, cy, w, h, BOX_SCALE)
     target_x0, target_y0, target_x1, target_y1 = _scaled_corners(target_cx, target_cy, target_w, target_h, BOX_SCALE)
     grad_x0, grad_y0, grad_x1, grad_y1 = box_iou_grad(
-        -grad_giou * BOX_SCALE, x0, y0, x1, y1, target_x0, target_y0, target_x1, target_y1, True, GIOU_EPS
+        -grad_giou * BOX_SCALE, x0, y0, x1, y1, target_x0, target_y0, target_x1, target_y1, "giou", GIOU_EPS
     )
     pointers = grad_boxes_ptr + row * 4
     inside = query < num_queries

@@ -99,7 +99,8 @@ def _run_state() -> RunState:
     state = RunState(model, CONFIG, Accelerator(cpu=True), steps_per_epoch=10)
     output = state.model(torch.randn(1, 3, 32, 32))
     (output.logits.sum() + output.boxes.sum()).backward()
-    state.step()
+    state.optimizer.step()
+    state.advance()
     return state
 
 

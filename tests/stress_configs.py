@@ -73,7 +73,14 @@ def _runs(cases: int, rng: random.Random) -> Iterator[Case]:
     data += ("shapes/val", "shapes/annotations/instances_val.json")
     augmentation = Augmentation(scales=(32,), max_size=32, crop=0.0)
     config = TrainConfig(
-        data=DataConfig(*data, num_workers=0, augmentation=augmentation, eval_size=32, eval_max_size=32),
+        data=DataConfig(
+            *data,
+            num_workers=0,
+            padded_sizes=[(32, 32), (32, 64)],
+            augmentation=augmentation,
+            eval_size=32,
+            eval_max_size=32,
+        ),
         model=ModelConfig(backbone="resnet_tiny", num_queries=3, **SIZES),
         device="cpu",
     )

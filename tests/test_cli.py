@@ -14,6 +14,7 @@ from PIL import Image
 import detr_fast
 from detr_fast import cli
 from detr_fast.data import make_shapes
+from detr_fast.nn.feed_forward import ACTIVATIONS
 from detr_fast.ops.dispatch import OPS
 from detr_fast.training import Trainer
 
@@ -193,8 +194,9 @@ def test_the_fast_configuration_differs_in_speed_only(monkeypatch):
     paper, fast = built
     assert fast.compile
     assert fast.allow_tf32
+    assert len(fast.data.padded_sizes) == 8
     assert fast.data.batch_size * fast.optim.accumulate == 8 * paper.data.batch_size
-    data = replace(fast.data, batch_size=paper.data.batch_size, num_workers=paper.data.num_workers)
+    data = replace(fast.data, batch_size=paper.data.batch_size, padded_sizes=[])
     same = replace(fast, compile=False, allow_tf32=False, output=paper.output, data=data)
     assert replace(same, optim=replace(same.optim, accumulate=1)) == paper
 
@@ -223,6 +225,7 @@ def test_the_configuration_of_mmdetection_3_is_the_preset(monkeypatch):
     [
         ("--data.batch_size", "0", "data.batch_size must be at least 1, got 0"),
         ("--data.num_workers", "-1", "data.num_workers must be at least 0, got -1"),
+        ("--data.padded_sizes", "[[800,1333]]", "data.padded_sizes must consist of multiples of 32 pixels"),
         ("--optim.accumulate", "0", "optim.accumulate must be at least 1, got 0"),
         ("--optim.ema_decay", "1", "optim.ema_decay must be at least 0 and below 1, got 1"),
         ("--epochs", "0", "epochs must be at least 1, got 0"),
@@ -244,6 +247,8 @@ def test_the_configuration_of_mmdetection_3_is_the_preset(monkeypatch):
         ("--model.num_heads", "3", "model: hidden_dim must be divisible by num_heads"),
         ("--model.num_queries", "0", "model: num_queries must be an integer of at least 1, got 0"),
         ("--model.num_decoder_layers", "0", "model: num_decoder_layers must be an integer of at least 1, got 0"),
+        ("--model.num_ffn_layers", "1", "model: num_ffn_layers must be an integer of at least 2, got 1"),
+        ("--model.position_eps", "-1", "model: position_eps must be at least 0, got -1"),
         ("--model.backbone", "vgg", "model: unknown backbone 'vgg'"),
     ],
 )
@@ -253,6 +258,11 @@ def test_numbers_out_of_range_and_abbreviations_are_refused(shapes, tmp_path, op
     assert message in error
     assert error.count("\n") == (1 if error.endswith("\n") else 0)
     assert not output.exists()
+
+
+def test_the_activations_of_convert_are_those_of_the_model(capsys):
+    error = _error(["convert", "detr.pth", "other.pth", "--activation", "none"], capsys)
+    assert all(name in error for name in ACTIVATIONS)
 
 
 def test_the_version_is_printed(capsys):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -101,9 +103,65 @@ def test_presets_train(name, random_targets):
     assert boxes.grad.isfinite().all()
 
 
-def test_the_presets_of_mmdetection_differ_in_the_format_of_the_l1_cost():
+def test_the_presets_of_mmdetection_differ_in_the_l1_cost_and_the_smallest_divisor():
     assert MatchWeights.mmdet2() == replace(MatchWeights.mmdet3(), l1_format="xyxy")
-    assert LossWeights.mmdet2() == LossWeights.mmdet3()
+    assert LossWeights.mmdet2() == replace(LossWeights.mmdet3(), min_class_normalizer=0.0)
+    assert not LossWeights.mmdet2().sync_class_normalizer
+
+
+RANK = """
+import sys
+import torch
+import torch.distributed as dist
+from detr_fast import LossWeights, SetCriterion, Targets
+
+rank = int(sys.argv[1])
+generator = torch.Generator().manual_seed(rank)
+logits = torch.randn(1, 1, 6, 4, generator=generator)
+boxes = torch.rand(1, 1, 6, 4, generator=generator) * 0.5 + 0.1
+size = (1, 5)[rank]
+image = {"labels": [0] * size, "boxes": torch.rand(size, 4, generator=generator) * 0.5 + 0.1}
+arguments = logits, boxes, Targets.from_list([image])
+criteria = [SetCriterion(loss=LossWeights(sync_class_normalizer=sync)) for sync in (True, False)]
+alone = criteria[0](*arguments).terms
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+for criterion in criteria:
+    terms = criterion(*arguments).terms
+    print(*((alone[name] / terms[name]).item() for name in ("loss_ce", "loss_bbox", "loss_giou")))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_the_divisor_of_the_cross_entropy_is_that_of_a_rank_or_the_mean_over_ranks(tmp_path):
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    for rank, process in enumerate(ranks):
+        output, _ = process.communicate()
+        assert process.returncode == 0
+        both, own = (list(map(float, line.split())) for line in output.splitlines())
+        matched = (1, 5)
+        weight = [n + 0.1 * (6 - n) for n in matched]  # of the queries of each rank
+        boxes = 3 / matched[rank]
+        assert both == pytest.approx([sum(weight) / 2 / weight[rank], boxes, boxes])
+        assert own == pytest.approx([1, boxes, boxes])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sync_class_normalizer": 1}, "sync_class_normalizer must be True or False, got 1"),
+        ({"box_scale": "x"}, "box_scale must be a finite number, got 'x'"),
+        ({"loss_ce": True}, "loss_ce must be a finite number, got True"),
+    ],
+)
+def test_weights_of_another_type_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        LossWeights(**options)
 
 
 def test_errors_that_are_logged(random_targets):

@@ -28,15 +28,20 @@ void define(py::module_& m) {
 }
 
 const Binding binding([](py::module_& m) {
+  py::enum_<IouKind>(m, "IouKind")
+      .value("giou", IouKind::kGiou)
+      .value("iou", IouKind::kIou)
+      .value("iof", IouKind::kIof);
   py::class_<MatchOptions>(m, "MatchOptions")
       .def(py::init([](bool focal, bool corners, double cost_class, double cost_bbox, double cost_giou,
-                       double focal_alpha, double focal_gamma, double focal_eps, double giou_eps, double box_scale) {
-             return MatchOptions{focal,       corners,     cost_class, cost_bbox, cost_giou,
-                                 focal_alpha, focal_gamma, focal_eps,  giou_eps,  box_scale};
+                       double focal_alpha, double focal_gamma, double focal_eps, double giou_eps, double box_scale,
+                       IouKind iou_kind) {
+             return MatchOptions{focal,       corners,   cost_class, cost_bbox, cost_giou, focal_alpha,
+                                 focal_gamma, focal_eps, giou_eps,   box_scale, iou_kind};
            }),
            py::kw_only(), py::arg("focal"), py::arg("corners"), py::arg("cost_class"), py::arg("cost_bbox"),
            py::arg("cost_giou"), py::arg("focal_alpha"), py::arg("focal_gamma"), py::arg("focal_eps"),
-           py::arg("giou_eps"), py::arg("box_scale"));
+           py::arg("giou_eps"), py::arg("box_scale"), py::arg("iou_kind"));
   define<float>(m);
   define<double>(m);
 });

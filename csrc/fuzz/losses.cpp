@@ -111,8 +111,17 @@ Case<T> make_case(Bytes& bytes) {
   c.targets = {c.labels.data(), c.target_boxes.data(), c.offsets.data(), count, images};
   c.matches = {c.query.data(), groups};
   const double gamma = bytes.below(2) ? 2 : 1.5, giou_eps = bytes.below(2) ? 1e-7 : 0, scale = bytes.below(2) ? 1 : 640;
-  c.match_options = {
-      bytes.below(2) != 0, bytes.below(2) != 0, 2, 5, 2, 0.25, gamma, bytes.below(2) ? 1e-8 : 0, giou_eps, scale};
+  c.match_options = {bytes.below(2) != 0,
+                     bytes.below(2) != 0,
+                     2,
+                     5,
+                     2,
+                     0.25,
+                     gamma,
+                     bytes.below(2) ? 1e-8 : 0,
+                     giou_eps,
+                     scale,
+                     static_cast<IouKind>(bytes.below(3))};
   c.loss_options = {static_cast<ClassLoss>(bytes.below(4)), 0.1, 0.25, gamma, giou_eps, scale};
   return c;
 }

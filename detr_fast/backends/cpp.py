@@ -89,6 +89,7 @@ def match_cost(logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWe
         focal_eps=weights.focal_eps,
         giou_eps=weights.giou_eps,
         box_scale=weights.box_scale,
+        iou_kind=getattr(_C.IouKind, weights.iou_kind),
     )
     return torch.from_numpy(_C.match_cost(*_arrays(logits, boxes, targets), options))
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from detr_fast.checkpoints.formats import to_original
+from detr_fast.checkpoints.formats import depths_of, to_original
 from detr_fast.checkpoints.state_dict import CheckpointError, check_weights, load_weights, read_state_dict, shorten
 
 INFERRED = object()
@@ -29,8 +29,22 @@ _HUGGINGFACE_NAMES = {
     "num_queries": "num_queries",
     "position_embedding_type": "position_encoding",
     "dropout": "dropout",
+    "activation_function": "activation",
     "auxiliary_loss": "norm_between_layers",
 }
+
+# Arguments of DETR in which networks differ that the same weights fit.
+_NOT_IN_WEIGHTS = (
+    "num_heads",
+    "norm_between_layers",
+    "activation",
+    "box_activation",
+    "position_temperature",
+    "position_normalize",
+    "position_scale",
+    "position_eps",
+    "position_offset",
+)
 
 # Number of blocks of each stage, and whether they are bottlenecks.
 _RESNETS = {
@@ -125,7 +139,7 @@ def _check_consistent(implied: Mapping[str, Any], described: Mapping[str, Any], 
                     f"the weights are those of a DETR with {name}={value!r}, but {source} "
                     f"{'says' if source == 'config.json' else 'say'} {arguments[name]!r}"
                 )
-    for name in ("num_heads", "norm_between_layers"):  # weights fit networks that differ in them
+    for name in _NOT_IN_WEIGHTS:
         if name in described and name in given and given[name] != described[name]:
             raise CheckpointError(
                 f"the model was trained with {name}={described[name]!r}, but {given[name]!r} is given"
@@ -135,8 +149,8 @@ def _check_consistent(implied: Mapping[str, Any], described: Mapping[str, Any], 
 def architecture_of(state_dict: Mapping[str, Tensor], backbone: Any = INFERRED) -> dict[str, Any]:
     """Infer the arguments of :class:`~detr_fast.models.DETR` from weights.
 
-    Weights do not determine the number of heads, the dropout, and whether the last stage is dilated; these arguments
-    are left out.
+    Weights do not determine the number of heads, the dropout, the activation functions, the options of the sine
+    encoding, and whether the last stage is dilated; these arguments are left out.
 
     Args:
         state_dict: Weights with the names of facebookresearch/detr.
@@ -155,6 +169,7 @@ def architecture_of(state_dict: Mapping[str, Tensor], backbone: Any = INFERRED) 
         raise CheckpointError(
             "the checkpoint is not one of a DETR: its embeddings have another number of axes"
         ) from None
+    depths = depths_of(state_dict)
     return {
         "num_classes": num_classes,
         "backbone": _backbone_of(state_dict) if backbone is INFERRED else backbone,
@@ -165,6 +180,8 @@ def architecture_of(state_dict: Mapping[str, Tensor], backbone: Any = INFERRED) 
         "num_queries": queries,
         "position_encoding": "learned" if "backbone.1.row_embed.weight" in state_dict else "sine",
         "pre_norm": "transformer.encoder.norm.weight" in state_dict,
+        "num_ffn_layers": depths.ffn,
+        "num_box_layers": depths.box,
     }
 
 
@@ -185,7 +202,6 @@ def from_huggingface_config(config: Mapping[str, Any], state_dict: Mapping[str, 
         raise CheckpointError(f"backbone_config in config.json must be a mapping, got {resnet!r}")
     through_timm = resnet.get("model_type", "timm_backbone") == "timm_backbone"
     for name, required, value in (
-        ("activation_function", "relu", config.get("activation_function", "relu")),
         ("decoder_attention_heads", num_heads, config.get("decoder_attention_heads", num_heads)),
         ("backbone_config.hidden_act", "relu", resnet.get("hidden_act", "relu")),
         ("backbone_config.downsample_in_first_stage", False, resnet.get("downsample_in_first_stage", False)),
@@ -208,7 +224,7 @@ def _categories(names: Any, num_classes: int) -> list[dict[str, Any]]:
 
 
 def to_huggingface_config(
-    arguments: Mapping[str, Any], num_heads: int, *, timm: bool, norm_between_layers: bool
+    arguments: Mapping[str, Any], num_heads: int, *, timm: bool, norm_between_layers: bool, activation: str
 ) -> dict[str, Any]:
     """Build the configuration of transformers' DETR for arguments of :class:`~detr_fast.models.DETR`.
 
@@ -217,6 +233,7 @@ def to_huggingface_config(
         num_heads: Number of attention heads.
         timm: Whether the backbone is timm's ResNet instead of that of transformers.
         norm_between_layers: As for :class:`~detr_fast.models.DETR`.
+        activation: As for :class:`~detr_fast.models.DETR`.
 
     Raises:
         CheckpointError: transformers does not support this architecture.
@@ -226,6 +243,12 @@ def to_huggingface_config(
         raise CheckpointError(
             "the DETR of transformers supports pre_norm=False and the backbones resnet18, resnet34, resnet50 and "
             f"resnet101; this one has pre_norm={arguments['pre_norm']} and backbone={backbone!r}"
+        )
+    layers = arguments["num_ffn_layers"], arguments["num_box_layers"]
+    if layers != (2, 3):
+        raise CheckpointError(
+            "the DETR of transformers has feed-forward networks of 2 linear layers and a box head of 3; those of this "
+            "one have {} and {}".format(*layers)
         )
     depths, bottleneck = _RESNETS[backbone]
     resnet = {
@@ -244,6 +267,7 @@ def to_huggingface_config(
         "backbone_config": through_timm if timm else resnet,
         "use_timm_backbone": timm,
         "use_pretrained_backbone": False,
+        "activation_function": activation,
         "auxiliary_loss": norm_between_layers,  # transformers has no option of its own for it
         "d_model": arguments["hidden_dim"],
         "num_queries": arguments["num_queries"],

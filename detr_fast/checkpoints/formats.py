@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,13 +74,9 @@ _HF: Rules = (
     *_HF_LAYERS,
 )
 _MMDET_PARTS = {
-    "encoder linear1": "{ffn}.layers.0.0",
-    "encoder linear2": "{ffn}.layers.1",
     "encoder norm1": "norms.0",
     "encoder norm2": "norms.1",
     "encoder self_attn": "{self_attn}.attn",
-    "decoder linear1": "{ffn}.layers.0.0",
-    "decoder linear2": "{ffn}.layers.1",
     "decoder norm1": "norms.0",
     "decoder norm2": "norms.1",
     "decoder norm3": "norms.2",
@@ -89,26 +85,40 @@ _MMDET_PARTS = {
 }
 
 
-def _mmdet(prefix: str, input_proj: str, query: str, self_attn: str, cross_attn: str, ffn: str) -> Rules:
-    parts = {
-        name: renamed.format(self_attn=self_attn, cross_attn=cross_attn, ffn=ffn)
-        for name, renamed in _MMDET_PARTS.items()
-    }
+class Depths(NamedTuple):
+    """Numbers of linear layers, on which the names of MMDetection depend."""
+
+    ffn: int = 2  # of each feed-forward network
+    box: int = 3  # of the box head
+
+
+def _mmdet(
+    prefix: str, input_proj: str, query: str, self_attn: str, cross_attn: str, ffn: str, *, depths: Depths
+) -> Rules:
+    parts = {name: renamed.format(self_attn=self_attn, cross_attn=cross_attn) for name, renamed in _MMDET_PARTS.items()}
+    # Each linear layer but the last is the first module of a sequence with its activation and dropout.
+    for part in ("encoder", "decoder"):
+        for number in range(1, depths.ffn + 1):
+            parts[f"{part} linear{number}"] = f"{ffn}.layers.{number - 1}" + (".0" if number < depths.ffn else "")
+    last = depths.box - 1
+    box_head = [(f"bbox_embed.layers.{i}", f"bbox_head.reg_ffn.layers.{i}.0") for i in range(last - 1)]
+    box_head.append((f"bbox_embed.layers.{last - 1}", f"bbox_head.reg_ffn.layers.{last - 1}"))
+    box_head.append((f"bbox_embed.layers.{last}", "bbox_head.fc_reg"))
     return (
         (_BODY.rstrip("."), "backbone"),
         ("transformer.decoder.norm", f"{prefix}decoder.post_norm"),
+        # The encoder's, which a DETR with pre_norm has; MMDetection 3 has no such option.
+        *([("transformer.encoder.norm", f"{prefix}encoder.post_norm")] if prefix else []),
         ("input_proj", input_proj),
         ("query_embed", query),
         ("class_embed", "bbox_head.fc_cls"),
-        ("bbox_embed.layers.0", "bbox_head.reg_ffn.layers.0.0"),
-        ("bbox_embed.layers.1", "bbox_head.reg_ffn.layers.1"),
-        ("bbox_embed.layers.2", "bbox_head.fc_reg"),
+        *(box_head if depths.box > 2 else ()),
         *_layers(f"{prefix}encoder.layers.{{}}.", f"{prefix}decoder.layers.{{}}.", parts),
     )
 
 
 _MMDET2 = "bbox_head.transformer.", "bbox_head.input_proj", "bbox_head.query_embedding"
-RULES: dict[str, Rules] = {
+_HUGGINGFACE: dict[str, Rules] = {
     "huggingface": (
         (_BODY + "conv1", _HF_BODY + "embedder.embedder.convolution"),
         (_BODY + "bn1", _HF_BODY + "embedder.embedder.normalization"),
@@ -119,10 +129,14 @@ RULES: dict[str, Rules] = {
         *_HF,
     ),
     "huggingface_timm": ((_BODY.rstrip("."), _HF_BODY.rstrip(".")), *_HF),
-    "mmdet2": _mmdet(*_MMDET2, "attentions.0", "attentions.1", "ffns.0"),
-    "mmdet3": _mmdet("", "neck.convs.0.conv", "query_embedding", "self_attn", "cross_attn", "ffn"),
 }
-# Replacements that turn the names of other releases into those of RULES.
+_MMDET = {
+    "mmdet2": (*_MMDET2, "attentions.0", "attentions.1", "ffns.0"),
+    "mmdet3": ("", "neck.convs.0.conv", "query_embedding", "self_attn", "cross_attn", "ffn"),
+}
+FORMATS = (*_HUGGINGFACE, *_MMDET)  # other than that of facebookresearch/detr
+
+# Replacements that turn the names of other releases into those of the rules.
 _NEWER_HF = (
     (r"^model\.backbone\.model\.", _HF_BODY),
     (r"_attn\.o_proj\.", "_attn.out_proj."),
@@ -132,8 +146,13 @@ _OLDER_MMDET2 = (
     (r"(layers\.\d+)\.self_attn\.", r"\1.attentions.0."),
     (r"(layers\.\d+)\.multihead_attn\.", r"\1.attentions.1."),
     (r"(layers\.\d+)\.ffn\.", r"\1.ffns.0."),
-    (r"decoder\.norm\.", "decoder.post_norm."),
+    (r"(encoder|decoder)\.norm\.", r"\1.post_norm."),
 )
+# Names of the layers that Depths counts, in facebookresearch/detr and in MMDetection.
+_FFN = r"transformer\.decoder\.layers\.0\.linear(\d{1,6})\."
+_BOX_HEAD = r"bbox_embed\.layers\.(\d{1,6})\."
+_MMDET_FFN = r"(?:bbox_head\.transformer\.)?decoder\.layers\.0\.ffns?(?:\.0)?\.layers\.(\d{1,6})\."
+_MMDET_BOX_HEAD = r"bbox_head\.reg_ffn\.layers\.(\d{1,6})\."
 _ATTENTION = r"^(.*_attn)\.([qkv])_proj\.(weight|bias)$"
 
 
@@ -207,7 +226,8 @@ def to_original(state_dict: StateDict) -> dict[str, Tensor]:
         given = {re.sub(pattern, replacement, name): tensor for name, tensor in given.items()}
     if found.startswith("huggingface"):
         given = _join_projections(given)
-    renamed = {name: _rename(name, found, from_original=False) for name in given}
+    depths = _depths(given, _MMDET_FFN, _MMDET_BOX_HEAD)
+    renamed = {name: _rename(name, found, depths, from_original=False) for name in given}
     unknown = [name for name, original in renamed.items() if original is None]
     if unknown:
         raise CheckpointError(f"{len(unknown)} names are not part of a DETR ({found}): {shorten(unknown)}")
@@ -231,7 +251,8 @@ def from_original(state_dict: StateDict, to: Format) -> dict[str, Tensor]:
     """
     if to == "original":
         return dict(state_dict)
-    renamed = {name: _rename(name, to, from_original=True) for name in state_dict}
+    depths = depths_of(state_dict)
+    renamed = {name: _rename(name, to, depths, from_original=True) for name in state_dict}
     unknown = [name for name, converted in renamed.items() if converted is None]
     if unknown:
         raise CheckpointError(f"{len(unknown)} names have no equivalent in the format {to!r}: {shorten(unknown)}")
@@ -268,8 +289,34 @@ def convert_classes(state_dict: StateDict, num_classes: int) -> dict[str, Tensor
     return {**state_dict, _CLASS_HEAD[0]: weight, _CLASS_HEAD[1]: bias}
 
 
-def _rename(name: str, format_name: str, *, from_original: bool) -> str | None:
-    for pattern, template, shift in _compiled(format_name, from_original):
+def depths_of(names: Iterable[str]) -> Depths:
+    """Count the linear layers of the feed-forward networks and of the box head.
+
+    Where the numbers of the layers are not consecutive, the default is taken, so that a comparison with the names of
+    that network lists what is missing.
+
+    Args:
+        names: Parameter names of facebookresearch/detr.
+    """
+    return _depths(names, _FFN, _BOX_HEAD)
+
+
+def _count_layers(names: Iterable[str], pattern: str, first: int) -> int | None:
+    """Count the numbers that the pattern finds; None unless they are consecutive from ``first``."""
+    found = {int(match[1]) for name in names if (match := re.match(pattern, name))}
+    return len(found) if found and found == set(range(first, first + len(found))) else None
+
+
+def _depths(names: Iterable[str], ffn: str, box_head: str) -> Depths:
+    names, default = list(names), Depths()
+    box = _count_layers(names, box_head, 0)
+    if box is not None and box_head == _MMDET_BOX_HEAD:
+        box += 1  # fc_reg
+    return Depths(_count_layers(names, ffn, int(ffn == _FFN)) or default.ffn, box or default.box)
+
+
+def _rename(name: str, format_name: str, depths: Depths, *, from_original: bool) -> str | None:
+    for pattern, template, shift in _compiled(format_name, depths, from_original):
         if match := pattern.match(name):
             numbers = [int(number) for number in match.groups()[:-1]]
             return template.format(*(n + s for n, s in zip(numbers, shift, strict=True))) + str(match.groups()[-1])
@@ -277,9 +324,10 @@ def _rename(name: str, format_name: str, *, from_original: bool) -> str | None:
 
 
 @cache
-def _compiled(format_name: str, from_original: bool) -> list[tuple[re.Pattern[str], str, list[int]]]:
+def _compiled(format_name: str, depths: Depths, from_original: bool) -> list[tuple[re.Pattern[str], str, list[int]]]:
     compiled = []
-    for original, renamed in RULES[format_name]:
+    rules = _HUGGINGFACE.get(format_name) or _mmdet(*_MMDET[format_name], depths=depths)
+    for original, renamed in rules:
         source, target = (original, renamed) if from_original else (renamed, original)
         pattern = re.escape(source).replace(r"\{\}", r"(\d{1,6})") + r"(\..*)"
         # facebookresearch/detr counts stages and the convolutions of a block from 1, Hugging Face from 0.

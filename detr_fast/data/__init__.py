@@ -12,6 +12,7 @@ from detr_fast.data.check import check_dataset
 from detr_fast.data.coco import CocoDetection, Sample
 from detr_fast.data.faults import DataError, Fault, FaultKind, count_faults, describe_counts
 from detr_fast.data.huggingface import save_huggingface_dataset
+from detr_fast.data.padded_sizes import PaddedBatchSampler
 from detr_fast.data.shapes import make_shapes
 from detr_fast.data.transforms import Augmentation, Labeled, Resize
 
@@ -25,6 +26,7 @@ __all__ = [
     "FaultKind",
     "Labeled",
     "PackedBatch",
+    "PaddedBatchSampler",
     "Resize",
     "Sample",
     "check_dataset",

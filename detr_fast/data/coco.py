@@ -17,9 +17,21 @@ from torch.utils.data import Dataset
 from detr_fast.data.annotations import Category, Orientation, read_annotations, read_ground_truth
 from detr_fast.data.faults import DataError, Fault, FaultKind, count_faults, describe_counts
 from detr_fast.data.transforms import Labeled, Transform, clip_boxes
-from detr_fast.images import ImageError
+from detr_fast.images import ImageError, fit_shape, resize_pixels
 
 _IMAGE_FAULTS = (FaultKind.WRONG_IMAGE_SIZE, FaultKind.TURNED_IMAGE, FaultKind.UNUSUAL_DEPTH)
+
+
+class PaddedIndex(NamedTuple):
+    """The index of an image in a data set, and the size to which its batch is padded.
+
+    Attributes:
+        image: Index of the image.
+        padded_size: (height, width) in pixels; the transformed image is scaled down where it exceeds them.
+    """
+
+    image: int
+    padded_size: tuple[int, int]
 
 
 class AnnotatedImage(NamedTuple):
@@ -50,6 +62,7 @@ class Sample(NamedTuple):
         image_id: Id of the image in the annotation file.
         original_size: (height, width) of the image file.
         flipped: Whether the image is yet to be mirrored from left to right; the boxes are those of the mirrored image.
+        padded_size: (height, width) to which its batch is padded; None if its images determine it.
     """
 
     image: Tensor
@@ -58,6 +71,7 @@ class Sample(NamedTuple):
     image_id: int
     original_size: tuple[int, int]
     flipped: bool = False
+    padded_size: tuple[int, int] | None = None
 
 
 class CocoDetection(Dataset[Sample | None]):
@@ -178,11 +192,33 @@ class CocoDetection(Dataset[Sample | None]):
         """Set the epoch of the random numbers in all workers; call it before the loader is iterated over."""
         self._epoch.fill_(epoch)
 
-    def __getitem__(self, index: int) -> Sample | None:
+    def draw_sizes(self) -> list[tuple[int, int] | None]:
+        """Draw the size of each transformed image in the current epoch, without loading it.
+
+        Returns:
+            (height, width) of each image. It is None where the annotation file does not state the size of the image,
+            and wrong where it states a wrong one.
+
+        Raises:
+            TypeError: The transform has no method ``draw_size``.
+        """
+        draw_size = getattr(self.transform, "draw_size", None)
+        if draw_size is None:
+            raise TypeError(f"{type(self.transform).__name__} has no method draw_size, by which sizes are drawn")
+        drawn: list[tuple[int, int] | None] = []
+        for index, entry in enumerate(self._annotations.images):
+            if entry.size is None:
+                drawn.append(None)
+                continue
+            width, height = draw_size(*entry.size, self._rng(index))
+            drawn.append((height, width))
+        return drawn
+
+    def __getitem__(self, index: int | PaddedIndex) -> Sample | None:
         """Load an image and transform it.
 
         Args:
-            index: Index of the image.
+            index: Index of the image, with the size to which its batch is padded or without.
 
         Returns:
             The sample, or None for an unreadable image with ``on_unreadable="skip"``.
@@ -190,14 +226,15 @@ class CocoDetection(Dataset[Sample | None]):
         Raises:
             DataError: All images of the data set are unreadable.
         """
+        index, padded_size = index if isinstance(index, PaddedIndex) else (index, None)
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of a data set of {len(self)}")
-        rng = random.Random(f"{self.seed} {int(self._epoch)} {index}")
+        rng = self._rng(index)
         attempts = len(self) if self.on_unreadable == "substitute" else 1
         for attempt in range(attempts):
             loaded = self._load((index + attempt) % len(self), getattr(self.transform, "fewest_pixels", None))
             if loaded is not None:
-                return self._transform(loaded, rng)
+                return self._transform(loaded, rng, padded_size)
         return None
 
     def load_image(self, index: int) -> AnnotatedImage | None:
@@ -220,10 +257,16 @@ class CocoDetection(Dataset[Sample | None]):
             boxes = boxes * torch.tensor([image.shape[1] / width, image.shape[0] / height] * 2)
         return AnnotatedImage(image, boxes, labels, entry.id, (height, width))
 
-    def _transform(self, loaded: AnnotatedImage, rng: random.Random) -> Sample:
+    def _rng(self, index: int) -> random.Random:
+        return random.Random(f"{self.seed} {int(self._epoch)} {index}")
+
+    def _transform(self, loaded: AnnotatedImage, rng: random.Random, padded_size: tuple[int, int] | None) -> Sample:
         found = Labeled(*self.transform(loaded.image, loaded.boxes, loaded.labels, rng))
-        boxes = _fractions(found.boxes, found.image)
-        return Sample(found.image, found.labels, boxes, loaded.image_id, loaded.original_size, found.flipped)
+        boxes, image = _fractions(found.boxes, found.image), found.image
+        if padded_size is not None:
+            height, width = fit_shape((image.shape[0], image.shape[1]), padded_size)
+            image = resize_pixels(image, width, height)
+        return Sample(image, found.labels, boxes, loaded.image_id, loaded.original_size, found.flipped, padded_size)
 
     def _mark_unreadable(self, row: int, fault: Fault) -> None:
         self._mark(row, fault)

@@ -3,7 +3,8 @@
 A transform takes an image (uint8 [h,w,3]), its boxes (xyxy in pixels), their labels and a random number generator, and
 returns the transformed image, boxes and labels, and, if it likes, whether the image is yet to be mirrored: see
 :class:`Labeled`. It may have a method ``fewest_pixels`` like that of :class:`Augmentation`, by which a data set reduces
-files while it decodes them.
+files while it decodes them, and a method ``draw_size``, by which images are put together in batches before they are
+loaded.
 """
 
 from __future__ import annotations
@@ -43,6 +44,14 @@ class Labeled(NamedTuple):
     boxes: Tensor
     labels: Tensor
     flipped: bool = False
+
+
+class _Drawn(NamedTuple):
+    """What was drawn for an image: the flip, size and region of the crop if there is one, and the final size."""
+
+    flipped: bool
+    crop: tuple[tuple[int, int], Region] | None
+    target: tuple[int, int]
 
 
 Transform: TypeAlias = Callable[[Tensor, Tensor, Tensor, random.Random], Labeled | tuple[Tensor, Tensor, Tensor]]
@@ -112,23 +121,23 @@ class Augmentation:
         return cls()
 
     @classmethod
-    def mmdet(cls) -> Augmentation:
-        """The augmentation of MMDetection, which limits the longer side before the crop to 1333 pixels."""
+    def mmdet3(cls) -> Augmentation:
+        """The augmentation of MMDetection 3.3, which limits the longer side before the crop to 1333 pixels."""
         return cls(middle_max_size=1333)
 
     def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor, rng: random.Random) -> Labeled:
         height, width = image.shape[:2]
-        flipped = rng.random() < self.flip
-        if flipped:
+        drawn = self._draw(width, height, rng)
+        if drawn.flipped:
             boxes = _mirror_boxes(boxes, width)
-        if rng.random() >= 1 - self.crop:
-            size = resize_shape(width, height, rng.choice(self.middle_scales), self.middle_max_size)
-            region = self._draw_region(size, rng)
-            width, height = region[2] - region[0], region[3] - region[1]
+        if drawn.crop is not None:
             crop = _cut if self.single_resize else _resize_and_crop
-            image, boxes, labels = crop(image, boxes, labels, size, region, flipped)
-        target = resize_shape(width, height, rng.choice(self.scales), self.max_size)
-        return Labeled(*_resize(image, boxes, target), labels, flipped)
+            image, boxes, labels = crop(image, boxes, labels, *drawn.crop, drawn.flipped)
+        return Labeled(*_resize(image, boxes, drawn.target), labels, drawn.flipped)
+
+    def draw_size(self, width: int, height: int, rng: random.Random) -> tuple[int, int]:
+        """Return the (width, height) to which an image of this size is transformed with the same random numbers."""
+        return self._draw(width, height, rng).target
 
     def fewest_pixels(self, width: int, height: int) -> tuple[int, int]:
         """Return the (width, height) above which an image of this size has more pixels than any resize needs.
@@ -143,6 +152,15 @@ class Augmentation:
             zoom = max(1.0, max(self.scales) / self.crop_min) if self.single_resize else 1.0
             sizes.append((math.ceil(middle[0] * zoom), math.ceil(middle[1] * zoom)))
         return min(width, max(x for x, _ in sizes)), min(height, max(y for _, y in sizes))
+
+    def _draw(self, width: int, height: int, rng: random.Random) -> _Drawn:
+        flipped, crop = rng.random() < self.flip, None
+        if rng.random() >= 1 - self.crop:
+            size = resize_shape(width, height, rng.choice(self.middle_scales), self.middle_max_size)
+            region = self._draw_region(size, rng)
+            width, height = region[2] - region[0], region[3] - region[1]
+            crop = size, region
+        return _Drawn(flipped, crop, resize_shape(width, height, rng.choice(self.scales), self.max_size))
 
     def _draw_region(self, size: tuple[int, int], rng: random.Random) -> Region:
         width, height = (rng.randint(min(self.crop_min, side), min(self.crop_max, side)) for side in size)
@@ -173,7 +191,11 @@ class Resize:
 
     def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor, rng: random.Random) -> Labeled:
         height, width = image.shape[:2]
-        return Labeled(*_resize(image, boxes, resize_shape(width, height, self.shorter, self.longest)), labels)
+        return Labeled(*_resize(image, boxes, self.draw_size(width, height, rng)), labels)
+
+    def draw_size(self, width: int, height: int, rng: random.Random) -> tuple[int, int]:
+        """Return the (width, height) to which an image of this size is resized; nothing is drawn."""
+        return resize_shape(width, height, self.shorter, self.longest)
 
 
 def clip_boxes(boxes: Tensor, labels: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,11 @@ All other settings are kept, and matches, losses, their names and checkpoints do
 ``FastDeformableDETR`` and ``FastDINO`` replace Deformable DETR and DINO; :func:`accelerate` takes other detectors with
 multi-scale deformable attention after they are built.
 
+MMDetection 3 and its continuation onedl-mmdetection are taken by what they compute. An object of a fast type compares
+itself with its base class when it is built: by the parameters of the methods that it overrides and, once per process,
+by the results on small random inputs. If they differ it becomes an object of the base class, and a warning in the log
+names the difference. The setting ``check=False`` of each type turns this off.
+
 MMDetection cannot be imported with mmcv-lite, which lacks the compiled ops of mmcv, unless this module is imported
 first. A compiled op is then an error when it is called.
 """
@@ -17,9 +22,12 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from importlib.machinery import ModuleSpec
+from importlib.metadata import packages_distributions
 from types import ModuleType
 from typing import Any, NoReturn, TypeVar
 
@@ -27,13 +35,20 @@ import torch
 from torch import Tensor, nn
 
 from detr_fast import ops
-from detr_fast.integrations.versions import require_version
+from detr_fast.integrations.evidence import (
+    Finding,
+    check_close,
+    check_parameters,
+    evaluate,
+    examine,
+    parameter_names,
+    random_boxes,
+    random_targets,
+    report,
+)
 from detr_fast.ops.normalizers import count_class_weight
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import LossWeights, MatchWeights
-
-TESTED_VERSIONS = ("3.3",)
-require_version("mmdet", TESTED_VERSIONS)
 
 
 class MissingOps(ModuleType):
@@ -57,7 +72,7 @@ def _import_without_compiled_ops(name: str = "mmcv._ext") -> None:
 
 _import_without_compiled_ops()
 
-from mmcv.ops import MultiScaleDeformableAttention  # noqa: E402  (after the check of MMDetection's version)
+from mmcv.ops import MultiScaleDeformableAttention  # noqa: E402  (after the compiled ops are declared)
 from mmdet.models.dense_heads import DETRHead  # noqa: E402
 from mmdet.models.detectors import DETR, DINO, DeformableDETR  # noqa: E402
 from mmdet.models.layers import SinePositionalEncoding  # noqa: E402
@@ -72,9 +87,9 @@ from mmdet.models.task_modules.assigners import (  # noqa: E402
 )
 from mmdet.registry import MODELS, TASK_UTILS  # noqa: E402
 from mmdet.utils import reduce_mean  # noqa: E402
+from mmengine.structures import InstanceData  # noqa: E402
 
 __all__ = [
-    "TESTED_VERSIONS",
     "FastDETR",
     "FastDETRHead",
     "FastDINO",
@@ -89,6 +104,7 @@ __all__ = [
 
 Model = TypeVar("Model", bound=nn.Module)
 
+PACKAGE = packages_distributions().get("mmdet", ["mmdet"])[0]  # or its continuation, which has the same modules
 IOU_EPS = 1e-6  # smallest area, in squared pixels, in the overlaps of MMDetection
 
 
@@ -114,8 +130,8 @@ def match_weights(match_costs: Sequence[Any]) -> MatchWeights | None:
             weights = replace(
                 weights, cost_bbox=cost.weight, l1_format="cxcywh" if cost.box_format == "xywh" else "xyxy"
             )
-        elif type(cost) is IoUCost and cost.iou_mode == "giou":
-            weights = replace(weights, cost_giou=cost.weight)
+        elif type(cost) is IoUCost and cost.iou_mode in ("giou", "iou", "iof"):
+            weights = replace(weights, cost_giou=cost.weight, iou_kind=cost.iou_mode)
         else:
             return None
     return weights
@@ -125,8 +141,14 @@ def match_weights(match_costs: Sequence[Any]) -> MatchWeights | None:
 class FastHungarianAssigner(HungarianAssigner):
     """The Hungarian assigner of MMDetection.
 
-    Class costs (softmax or focal), L1 and GIoU are computed in one call; other costs are computed by MMDetection.
+    Class costs (softmax or focal), L1 and GIoU, IoU or IoF are computed in one call; other costs are computed by
+    MMDetection.
     """
+
+    def __init__(self, *args: Any, check: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if check:
+            keep_or_leave(self, find_assigner(self), HungarianAssigner)
 
     @torch.no_grad()
     def assign(self, pred_instances: Any, gt_instances: Any, img_meta: Any = None, **kwargs: Any) -> AssignResult:
@@ -144,11 +166,7 @@ class FastHungarianAssigner(HungarianAssigner):
         num_targets, num_queries = len(gt_instances), len(pred_instances)
         weights = match_weights(self.match_costs)
         if weights is not None and num_targets and num_queries:
-            size = img_meta["img_shape"]
-            weights = replace(weights, box_scale=_side([size]))
-            targets = _pack([gt_instances], [size])
-            boxes = _normalize(pred_instances.bboxes, size)
-            cost = ops.match_cost(pred_instances.scores[None, None], boxes[None, None], targets, weights=weights)
+            cost = _match_cost(weights, pred_instances, gt_instances, img_meta["img_shape"])
         else:
             costs = (
                 [
@@ -172,9 +190,21 @@ class FastHungarianAssigner(HungarianAssigner):
         return AssignResult(num_targets, assigned[:-1], None, labels=labels[:-1])
 
 
+def _match_cost(weights: MatchWeights, predicted: Any, truth: Any, size: tuple[int, int]) -> Tensor:
+    """Return the costs [1,T,Q] of an image of a size, height and width in pixels."""
+    boxes = _normalize(predicted.bboxes, size)
+    weights = replace(weights, box_scale=_side([size]))
+    return ops.match_cost(predicted.scores[None, None], boxes[None, None], _pack([truth], [size]), weights=weights)
+
+
 @MODELS.register_module()
 class FastSinePositionalEncoding(SinePositionalEncoding):
     """The sine positional encoding of MMDetection."""
+
+    def __init__(self, *args: Any, check: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if check:
+            keep_or_leave(self, find_encoding(self), SinePositionalEncoding)
 
     def forward(self, mask: Tensor | None, input: Tensor | None = None) -> Tensor:
         """Encode the cells of a feature map.
@@ -206,6 +236,11 @@ class FastSinePositionalEncoding(SinePositionalEncoding):
 @MODELS.register_module()
 class FastMultiScaleDeformableAttention(MultiScaleDeformableAttention):
     """The multi-scale deformable attention of mmcv, without compiled ops of mmcv and on any device."""
+
+    def __init__(self, *args: Any, check: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if check:
+            keep_or_leave(self, find_attention(self), MultiScaleDeformableAttention)
 
     def forward(
         self,
@@ -265,20 +300,29 @@ FAST_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def accelerate(model: Model) -> Model:
+def accelerate(model: Model, check: bool = True) -> Model:
     """Run the multi-scale deformable attention and the positional encodings of a detector on the ops of this package.
 
-    The model is modified in place. Outputs, gradients and checkpoints do not change.
+    The model is modified in place. Outputs, gradients and checkpoints do not change. Layers that this release of
+    MMDetection or mmcv computes in another way are left as they are, and a warning in the log says so.
 
     Args:
         model: A detector of MMDetection, such as Mask2Former or Grounding DINO.
+        check: Whether to compare the layers with their replacements; otherwise all are replaced.
 
     Returns:
         The model.
     """
+    findings: list[Finding] = []
     for module in model.modules():
-        if type(module) in FAST_LAYERS:
+        if type(module) not in FAST_LAYERS:
+            continue
+        if check:
+            is_attention = type(module) is MultiScaleDeformableAttention
+            findings.append(find_attention(module) if is_attention else find_encoding(module))
+        if not check or findings[-1].reason is None:
             module.__class__ = FAST_LAYERS[type(module)]
+    report(PACKAGE, findings)
     return model
 
 
@@ -295,23 +339,28 @@ def restore(model: Model) -> Model:
 class FastDeformableDETR(DeformableDETR):
     """The Deformable DETR of MMDetection, which builds its layers without the registry, with the fast layers."""
 
-    def _init_layers(self) -> None:
-        super()._init_layers()
-        accelerate(self)
+    def __init__(self, *args: Any, check: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        accelerate(self, check=check)
 
 
 @MODELS.register_module()
 class FastDINO(DINO):
     """The DINO of MMDetection, which builds its layers without the registry, with the fast layers."""
 
-    def _init_layers(self) -> None:
-        super()._init_layers()
-        accelerate(self)
+    def __init__(self, *args: Any, check: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        accelerate(self, check=check)
 
 
 @MODELS.register_module()
 class FastFocalLoss(FocalLoss):
     """The focal loss of MMDetection, without the compiled op of mmcv on a GPU."""
+
+    def __init__(self, *args: Any, check: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if check:
+            keep_or_leave(self, find_focal_loss(self), FocalLoss)
 
     def forward(self, pred: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Compute the loss.
@@ -334,12 +383,9 @@ class FastFocalLoss(FocalLoss):
 class FastDETR(DETR):
     """The DETR of MMDetection, which builds its positional encoding without the registry, with the fast encoding."""
 
-    positional_encoding: Any  # the options before _init_layers, the module after it
-
-    def _init_layers(self) -> None:
-        options = dict(self.positional_encoding)
-        super()._init_layers()
-        self.positional_encoding = FastSinePositionalEncoding(**options)
+    def __init__(self, *args: Any, check: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        accelerate(self, check=check)
 
 
 @MODELS.register_module()
@@ -350,7 +396,7 @@ class FastDETRHead(DETRHead):
     :class:`FastHungarianAssigner` are supported. With other losses or costs the base class computes the losses.
     """
 
-    def __init__(self, *args: Any, loss_cls: Any = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, loss_cls: Any = None, check: bool = True, **kwargs: Any) -> None:
         loss_cls = dict(loss_cls or {"type": "CrossEntropyLoss", "bg_cls_weight": 0.1, "class_weight": 1.0})
         class_weight = loss_cls.get("class_weight")
         background = loss_cls.pop("bg_cls_weight", class_weight)
@@ -360,6 +406,8 @@ class FastDETRHead(DETRHead):
         super().__init__(*args, loss_cls=loss_cls, **kwargs)
         if class_weight is not None:
             self.bg_cls_weight = float(background)
+        if check and self.train_cfg:
+            keep_or_leave(self, find_head(self), DETRHead)
 
     def loss_by_feat(
         self,
@@ -461,3 +509,234 @@ def _pack(instances: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> Targets
 
 def _as_tensor(boxes: Any) -> Tensor:
     return boxes if isinstance(boxes, Tensor) else boxes.tensor  # a box type of MMDetection that contains a tensor
+
+
+SIZES = (9, 0, 5, 12, 7, 10, 11, 8, 3, 12, 10, 9, 12, 11)  # targets of the images of a comparison
+IMAGE = (480, 640)
+NUM_QUERIES = 24
+SHAPES = ((5, 4), (3, 2))  # of the levels of an attention
+
+
+def keep_or_leave(module: Any, finding: Finding, base: type) -> None:
+    """Make an object of a fast type one of its base class if both compute something else, and say so."""
+    if finding.reason is not None and type(module) in FAST_TYPES:
+        module.__class__ = base
+        report(PACKAGE, [finding])
+
+
+def find_assigner(assigner: HungarianAssigner) -> Finding:
+    """Compare the assignments of an assigner with those of MMDetection."""
+    return examine(
+        "the assigner",
+        partial(_compare_assigners, assigner),
+        ("assigner", HungarianAssigner.assign, _identity(*assigner.match_costs)),
+    )
+
+
+def find_encoding(encoding: SinePositionalEncoding) -> Finding:
+    """Compare a positional encoding with that of MMDetection."""
+    return examine(
+        "the positional encoding",
+        partial(_compare_encodings, encoding),
+        ("encoding", SinePositionalEncoding.forward, _identity(encoding)),
+    )
+
+
+def find_attention(attention: MultiScaleDeformableAttention) -> Finding:
+    """Compare the multi-scale deformable attention of mmcv with its replacement."""
+    return examine(
+        "the multi-scale deformable attention",
+        partial(_compare_attentions, attention.batch_first),
+        ("attention", MultiScaleDeformableAttention.forward, attention.batch_first),
+    )
+
+
+def find_focal_loss(loss: FocalLoss) -> Finding:
+    """Compare a focal loss with that of MMDetection."""
+    return examine(
+        "the focal loss", partial(_compare_focal_losses, loss), ("focal", FocalLoss.forward, _identity(loss))
+    )
+
+
+def find_head(head: DETRHead) -> Finding:
+    """Compare the losses of a head, and their gradients, with those of MMDetection."""
+    parts = (head.loss_cls, head.loss_bbox, head.loss_iou, *getattr(head.assigner, "match_costs", ()))
+    key = ("head", DETRHead.loss_by_feat, head.num_classes, _identity(head, *parts))
+    return examine("the losses of the head", partial(_compare_heads, head), key)
+
+
+def find_all() -> list[Finding]:
+    """Compare all parts of MMDetection, with the settings that it ships for DETR and Deformable DETR."""
+    costs = [
+        {"type": ClassificationCost, "weight": 1.0},
+        {"type": BBoxL1Cost, "weight": 5.0, "box_format": "xywh"},
+        {"type": IoUCost, "iou_mode": "giou", "weight": 2.0},
+    ]
+    assigner = HungarianAssigner(costs)
+    head = FastDETRHead(
+        num_classes=7,
+        embed_dims=16,
+        loss_cls={"type": CrossEntropyLoss, "bg_cls_weight": 0.1, "class_weight": 1.0},
+        loss_bbox={"type": L1Loss, "loss_weight": 5.0},
+        loss_iou={"type": GIoULoss, "loss_weight": 2.0},
+        train_cfg={"assigner": {"type": HungarianAssigner, "match_costs": costs}},
+        check=False,
+    )
+    attention = MultiScaleDeformableAttention(16, 2, len(SHAPES), 3, batch_first=True)
+    encoding = SinePositionalEncoding(8, normalize=True)
+    return [
+        find_assigner(assigner),
+        find_head(head),
+        find_encoding(encoding),
+        find_attention(attention),
+        find_focal_loss(FocalLoss()),
+    ]
+
+
+def _identity(*objects: Any) -> Hashable:
+    plain = (bool, int, float, str, type(None))
+    return tuple(
+        (type(part), *sorted((k, v) for k, v in vars(part).items() if isinstance(v, plain) and k != "training"))
+        for part in objects
+    )
+
+
+def _with_class(module: Any, of: type) -> Any:
+    """Return a copy of a module as an object of another class."""
+    twin = deepcopy(module)
+    twin.__class__ = of
+    return twin.cpu() if isinstance(twin, nn.Module) else twin
+
+
+def _instances(generator: torch.Generator, num_classes: int) -> list[InstanceData]:
+    height, width = IMAGE
+    scale = torch.tensor([width, height, width, height])
+    return [
+        InstanceData(bboxes=_corners(image["boxes"]) * scale, labels=image["labels"])
+        for image in random_targets(SIZES, num_classes, generator)
+    ]
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    center, size = boxes.split(2, -1)
+    return torch.cat((center - size / 2, center + size / 2), -1)
+
+
+def _compare_assigners(assigner: HungarianAssigner) -> None:
+    check_parameters(HungarianAssigner.assign, parameter_names(FastHungarianAssigner.assign))
+    generator = torch.Generator().manual_seed(0)
+    meta = {"img_shape": IMAGE}
+    host, fast = (_with_class(assigner, of) for of in (HungarianAssigner, FastHungarianAssigner))
+    _compare_costs(assigner.match_costs)
+    for truth in _instances(generator, num_classes=7):
+        predicted = _predictions(generator)
+        actual, desired = (side.assign(predicted, truth, meta) for side in (fast, host))
+        check_close(*({"gt_inds": found.gt_inds, "labels": found.labels} for found in (actual, desired)))
+
+
+def _predictions(generator: torch.Generator) -> InstanceData:
+    boxes = _corners(random_boxes(NUM_QUERIES, generator=generator)) * torch.tensor([IMAGE[1], IMAGE[0]] * 2)
+    return InstanceData(scores=torch.randn(NUM_QUERIES, 8, generator=generator), bboxes=boxes)
+
+
+def _compare_costs(match_costs: Sequence[Any]) -> None:
+    weights = match_weights(match_costs)
+    if weights is None:
+        return  # MMDetection computes them
+    generator = torch.Generator().manual_seed(0)
+    truth, predicted = _instances(generator, num_classes=7)[0], _predictions(generator)
+    desired = [
+        cost(pred_instances=predicted, gt_instances=truth, img_meta={"img_shape": IMAGE}) for cost in match_costs
+    ]
+    actual = _match_cost(weights, predicted, truth, IMAGE)
+    check_close({"the cost": actual[0].T}, {"the cost": torch.stack(desired).sum(0)})
+
+
+def _compare_encodings(encoding: SinePositionalEncoding) -> None:
+    names = parameter_names(SinePositionalEncoding.forward)
+    check_parameters(SinePositionalEncoding.forward, parameter_names(FastSinePositionalEncoding.forward))
+    host, fast = (_with_class(encoding, of) for of in (SinePositionalEncoding, FastSinePositionalEncoding))
+    mask = torch.zeros(2, 6, 7)
+    mask[1, -2:] = 1
+    mask[1, :, -3:] = 1
+    cases: list[tuple[Any, ...]] = [(mask,)]
+    if "input" in names:
+        cases.append((None, torch.zeros(2, 4, 6, 7)))
+    for given in cases:
+        check_close({"the encoding": fast(*given)}, {"the encoding": host(*given)})
+
+
+def _compare_attentions(batch_first: bool) -> None:
+    check_parameters(MultiScaleDeformableAttention.forward, parameter_names(FastMultiScaleDeformableAttention.forward))
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    host = MultiScaleDeformableAttention(16, 2, len(SHAPES), 3, batch_first=batch_first, dropout=0.0)
+    for layer in (host.sampling_offsets, host.attention_weights):
+        nn.init.normal_(layer.weight, std=0.3)
+        nn.init.normal_(layer.bias)
+    fast = _with_class(host, FastMultiScaleDeformableAttention)
+    size = sum(height * width for height, width in SHAPES)
+    shapes, starts = torch.tensor(SHAPES), torch.tensor([0, SHAPES[0][0] * SHAPES[0][1]])
+    padding = torch.rand(2, size, generator=generator) > 0.8
+    for coordinates in (2, 4):
+        leaves = {
+            "query": torch.randn(2, 5, 16, generator=generator),
+            "value": torch.randn(2, size, 16, generator=generator),
+            "query_pos": torch.randn(2, 5, 16, generator=generator),
+            "reference_points": torch.rand(2, 5, len(SHAPES), coordinates, generator=generator),
+        }
+        for leaf in leaves.values():
+            leaf.requires_grad_()
+        given = dict(leaves)
+        if not batch_first:
+            given |= {name: given[name].transpose(0, 1) for name in ("query", "value", "query_pos")}
+        given |= {"spatial_shapes": shapes, "level_start_index": starts, "key_padding_mask": padding}
+        results = []
+        for module in (fast, host):
+            output = module(**given)
+            weighted = {"the output": (output * torch.arange(output.numel()).view(output.shape).cos()).sum()}
+            parameters = dict(module.named_parameters())
+            results.append({"the values": output.detach()} | evaluate(weighted, leaves | parameters))
+        check_close(*results)
+
+
+def _compare_focal_losses(loss: FocalLoss) -> None:
+    generator = torch.Generator().manual_seed(0)
+    leaves = {"pred": torch.randn(20, 7, generator=generator).requires_grad_()}
+    target, weight = torch.randint(8, (20,), generator=generator), torch.rand(20, generator=generator)
+    sides = [_with_class(loss, of) for of in (FastFocalLoss, FocalLoss)]
+    results = [{"the loss": side(leaves["pred"], target, weight, avg_factor=3.0).sum()} for side in sides]
+    check_close(*(evaluate(result, leaves) for result in results))
+
+
+def _compare_heads(head: DETRHead) -> None:
+    check_parameters(DETRHead.loss_by_feat, parameter_names(FastDETRHead.loss_by_feat))
+    host, fast = (_with_class(head, of) for of in (DETRHead, FastDETRHead))
+    _compare_costs(getattr(head.assigner, "match_costs", [None]))
+    for side in (host, fast):
+        if type(side.assigner) is FastHungarianAssigner:
+            side.assigner.__class__ = HungarianAssigner
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, len(SIZES), NUM_QUERIES)
+    leaves = {
+        "logits": torch.randn(*shape, head.cls_out_channels, generator=generator).requires_grad_(),
+        "boxes": random_boxes(*shape, generator=generator).requires_grad_(),
+    }
+    instances = _instances(generator, head.num_classes)
+    metas = [{"img_shape": IMAGE} for _ in SIZES]
+    results = []
+    for side in (fast, host):
+        losses = side.loss_by_feat(*leaves.values(), instances, metas)
+        # Weighted, so that errors of two losses do not cancel out.
+        weighted = {name: (1 + i) * losses[name] for i, name in enumerate(sorted(losses))}
+        results.append(evaluate(weighted, leaves))
+    check_close(*results)
+
+
+FAST_TYPES = (
+    FastHungarianAssigner,
+    FastSinePositionalEncoding,
+    FastMultiScaleDeformableAttention,
+    FastFocalLoss,
+    FastDETRHead,
+)

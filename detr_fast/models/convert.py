@@ -19,6 +19,7 @@ from detr_fast.checkpoints.formats import (
 )
 from detr_fast.checkpoints.state_dict import CheckpointError, read_state_dict, save_state_dict, shorten
 from detr_fast.models.detr import DETR
+from detr_fast.nn.feed_forward import Activation
 
 
 def convert_checkpoint(
@@ -29,6 +30,7 @@ def convert_checkpoint(
     num_classes: int | None = None,
     num_heads: int = 8,
     norm_between_layers: bool = False,
+    activation: Activation = "relu",
 ) -> str:
     """Convert the weights of a DETR to another format.
 
@@ -42,6 +44,7 @@ def convert_checkpoint(
         num_heads: Number of attention heads, which the configuration of Hugging Face's formats needs.
         norm_between_layers: Whether the decoder normalizes between its layers, which Hugging Face's configuration
             states as ``auxiliary_loss``.
+        activation: Activation function of the feed-forward networks, which Hugging Face's configuration states.
 
     Returns:
         A message that describes the conversion.
@@ -66,6 +69,7 @@ def convert_checkpoint(
             num_heads,
             timm=to == "huggingface_timm",
             norm_between_layers=norm_between_layers,
+            activation=activation,
         )
         target.mkdir(parents=True, exist_ok=True)
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +22,7 @@ from detr_fast.models.inference import ImageInput, predict
 from detr_fast.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
 from detr_fast.models.resnet import ResNet, build_backbone
 from detr_fast.models.transformer import Transformer
+from detr_fast.nn.feed_forward import ACTIVATIONS, MLP, Activation
 
 MAX_LAYERS = 1000  # more take minutes to build, and no DETR has them
 _CONFIG = "config.json"
@@ -89,24 +91,6 @@ class DETROutput(NamedTuple):
         return self.boxes[-1]
 
 
-class MLP(nn.Module):
-    """Linear layers with ReLU between them.
-
-    Args:
-        widths: Number of features of the input, of each hidden layer, and of the output.
-    """
-
-    def __init__(self, widths: Sequence[int]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map features [...,widths[0]] to [...,widths[-1]]."""
-        for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
-        return self.layers[-1](x)
-
-
 class DETR(
     nn.Module,
     PyTorchModelHubMixin,
@@ -131,10 +115,23 @@ class DETR(
         dim_feedforward: Number of hidden features of the feed-forward networks.
         dropout: Dropout probability in the transformer.
         num_queries: Number of queries Q, which is the number of predictions per image.
-        position_encoding: ``"sine"`` or ``"learned"``.
+        position_encoding: ``"sine"`` or ``"learned"``. The five arguments that follow are those of the sine encoding;
+            see :func:`detr_fast.ops.sine_position_encoding`.
+        position_temperature: Base of the geometric sequence of wavelengths, above 0.
+        position_normalize: Whether each axis of the unpadded part of the feature map is mapped to
+            ``[0, position_scale]``.
+        position_scale: Length of a normalized axis, in radians.
+        position_eps: Added to the divisor of the normalization, at least 0.
+        position_offset: Added to positions before they are normalized.
         pre_norm: Whether each sublayer normalizes its input instead of its output.
         norm_between_layers: Whether the decoder also normalizes the input of each layer after the first, as the DETR of
             transformers does with ``auxiliary_loss=True``.
+        activation: Activation function of the feed-forward networks of the transformer: ``"relu"``, ``"leaky_relu"``,
+            ``"elu"``, ``"gelu"``, ``"silu"`` or ``"tanh"``.
+        num_ffn_layers: Number of linear layers of each feed-forward network, at least 2. Those after the second have
+            the parameters ``linear3``, ``linear4`` and so on, which the checkpoints of facebookresearch/detr lack.
+        box_activation: Activation function of the box head.
+        num_box_layers: Number of linear layers of the box head, at least 1.
         categories: For each label 0, 1, ... a mapping with the ``id`` and the ``name`` of the category in the data set.
             They are saved in the configuration.
         image_size: Length in pixels to which :meth:`predict` resizes the shorter side of an image.
@@ -157,8 +154,17 @@ class DETR(
         dropout: float = 0.1,
         num_queries: int = 100,
         position_encoding: Literal["sine", "learned"] = "sine",
+        position_temperature: float = 10000.0,
+        position_normalize: bool = True,
+        position_scale: float = 2 * math.pi,
+        position_eps: float = 1e-6,
+        position_offset: float = 0.0,
         pre_norm: bool = False,
         norm_between_layers: bool = False,
+        activation: Activation = "relu",
+        num_ffn_layers: int = 2,
+        box_activation: Activation = "relu",
+        num_box_layers: int = 3,
         categories: Sequence[Mapping[str, Any]] | None = None,
         image_size: int = 800,
         max_image_size: int | None = 1333,
@@ -172,15 +178,38 @@ class DETR(
             num_decoder_layers=(num_decoder_layers, 1),
             dim_feedforward=(dim_feedforward, 1),
             num_queries=(num_queries, 1),
+            num_ffn_layers=(num_ffn_layers, 2),
+            num_box_layers=(num_box_layers, 1),
         )
-        if max(num_encoder_layers, num_decoder_layers) > MAX_LAYERS:
-            raise ValueError(f"num_encoder_layers and num_decoder_layers must be at most {MAX_LAYERS}")
+        for name, number in {
+            "num_encoder_layers": num_encoder_layers,
+            "num_decoder_layers": num_decoder_layers,
+            "num_ffn_layers": num_ffn_layers,
+            "num_box_layers": num_box_layers,
+        }.items():
+            if number > MAX_LAYERS:
+                raise ValueError(f"{name} must be at most {MAX_LAYERS}, got {number}")
         for name, side in {"image_size": image_size, "max_image_size": max_image_size}.items():
             if not (is_side(side) or (side is None and name == "max_image_size")):
                 raise ValueError(f"{name} must be an integer from 1 to {MAX_SIDE}, got {side!r}")
-        for name, flag in {"pre_norm": pre_norm, "norm_between_layers": norm_between_layers}.items():
+        for name, flag in {
+            "pre_norm": pre_norm,
+            "norm_between_layers": norm_between_layers,
+            "position_normalize": position_normalize,
+        }.items():
             if not isinstance(flag, bool):
                 raise ValueError(f"{name} must be True or False, got {flag!r}")
+        for name, function in {"activation": activation, "box_activation": box_activation}.items():
+            if not isinstance(function, str) or function not in ACTIVATIONS:
+                raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)}, got {function!r}")
+        _check_numbers(
+            position_temperature=position_temperature,
+            position_scale=position_scale,
+            position_eps=position_eps,
+            position_offset=position_offset,
+        )
+        if position_eps < 0:
+            raise ValueError(f"position_eps must be at least 0, got {position_eps}")
         if hidden_dim % num_heads or hidden_dim % 4:
             raise ValueError(
                 f"hidden_dim must be divisible by num_heads, and by 4 for the position encoding; "
@@ -196,7 +225,18 @@ class DETR(
 
         body = _check_backbone(backbone)
         self.backbone = nn.ModuleList(
-            [nn.ModuleDict({"body": body}), _position_encoding(position_encoding, hidden_dim)]
+            [
+                nn.ModuleDict({"body": body}),
+                _position_encoding(
+                    position_encoding,
+                    hidden_dim,
+                    temperature=position_temperature,
+                    normalize=position_normalize,
+                    scale=position_scale,
+                    eps=position_eps,
+                    offset=position_offset,
+                ),
+            ]
         )
         self.input_proj = nn.Conv2d(int(body.num_channels), hidden_dim, 1)
         self.transformer = Transformer(
@@ -208,10 +248,12 @@ class DETR(
             dropout,
             pre_norm,
             norm_between_layers,
+            activation,
+            num_ffn_layers,
         )
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
-        self.bbox_embed = MLP([hidden_dim, hidden_dim, hidden_dim, 4])
+        self.bbox_embed = MLP([*[hidden_dim] * num_box_layers, 4], box_activation)
 
         # The mixin records arguments that JSON can represent, and the defaults of those that it cannot.
         assert isinstance(self._hub_mixin_config, dict)
@@ -383,6 +425,14 @@ def _check_integers(**arguments: tuple[Any, int]) -> None:
             raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
 
 
+def _check_numbers(**arguments: Any) -> None:
+    """Raise ValueError for an argument that is not a finite number."""
+    for name, value in arguments.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not abs(value) <= sys.float_info.max:  # NaN fails the comparison
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
 def _check_categories(categories: Sequence[Mapping[str, Any]] | None, num_classes: int) -> list[dict[str, Any]] | None:
     """Convert the categories to dictionaries of ``id`` and ``name``; raise ValueError if there are too many."""
     if categories is None:
@@ -421,9 +471,9 @@ def _check_backbone(backbone: str | nn.Module) -> Any:
     return backbone
 
 
-def _position_encoding(kind: str, hidden_dim: int) -> nn.Module:
+def _position_encoding(kind: str, hidden_dim: int, **options: Any) -> nn.Module:
     if kind == "sine":
-        return SinePositionEncoding(hidden_dim // 2)
+        return SinePositionEncoding(hidden_dim // 2, **options)
     if kind == "learned":
         return LearnedPositionEncoding(hidden_dim // 2)
     raise ValueError(f"position_encoding must be 'sine' or 'learned', got {kind!r}")

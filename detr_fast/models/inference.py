@@ -82,12 +82,35 @@ def postprocess(logits: Tensor, boxes: Tensor, sizes: Sequence[tuple[int, int]])
     """
     if len(sizes) != logits.shape[0]:
         raise ValueError(f"{logits.shape[0]} images need as many sizes, got {len(sizes)}")
+    scores, labels, corners = best_classes(logits, boxes)
+    boxes = scale_boxes(corners, sizes)
+    return [{"scores": s, "labels": label, "boxes": b} for s, label, b in zip(scores, labels, boxes, strict=True)]
+
+
+def best_classes(logits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Convert the outputs of the last layer to one detection per query, without a synchronization with the device.
+
+    Args:
+        logits: Class logits [B,Q,C+1], no-object last.
+        boxes: Boxes [B,Q,4], cxcywh in [0,1].
+
+    Returns:
+        Scores [B,Q] in [0,1], labels int64 [B,Q], and boxes [B,Q,4], xyxy as fractions of the images.
+    """
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    probabilities = logits.to(dtype).softmax(-1)[..., :-1]
-    scores, labels = probabilities.max(-1)  # [B,Q]
-    scale = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=dtype).to(boxes.device)  # [B,4]
-    corners = box_cxcywh_to_xyxy(boxes.to(dtype)) * scale[:, None]
-    return [{"scores": s, "labels": label, "boxes": b} for s, label, b in zip(scores, labels, corners, strict=True)]
+    scores, labels = logits.to(dtype).softmax(-1)[..., :-1].max(-1)
+    return scores, labels, box_cxcywh_to_xyxy(boxes.to(dtype))
+
+
+def scale_boxes(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Convert boxes [B,Q,4] from xyxy as fractions to xyxy in pixels.
+
+    Args:
+        boxes: The boxes.
+        sizes: (height, width) of each of the B images in pixels.
+    """
+    scale = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=boxes.dtype).view(-1, 4).to(boxes.device)
+    return boxes * scale[:, None]
 
 
 def as_sequence(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:

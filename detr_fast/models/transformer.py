@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from detr_fast.nn.feed_forward import ACTIVATIONS
 
 
 class Attention(nn.Module):
@@ -78,14 +81,28 @@ class TransformerLayer(nn.Module):
         dim_feedforward: Number of hidden features of the feed-forward network.
         dropout: Dropout probability of attention weights, hidden features and sublayer outputs.
         pre_norm: Whether a sublayer normalizes its input instead of the sum with its output.
+        activation: A name in ``ACTIVATIONS``, of the function between the layers of the feed-forward network.
+        num_ffn_layers: Number of linear layers of the feed-forward network, ``linear1``, ``linear2`` and so on.
     """
 
-    def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float, pre_norm: bool) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        dim_feedforward: int,
+        dropout: float,
+        pre_norm: bool,
+        activation: str = "relu",
+        num_ffn_layers: int = 2,
+    ) -> None:
         super().__init__()
         self.pre_norm = pre_norm
+        self.activation = activation
+        self.num_ffn_layers = num_ffn_layers
         self.self_attn = Attention(dim, num_heads, dropout)
-        self.linear1 = nn.Linear(dim, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, dim)
+        widths = [dim, *[dim_feedforward] * (num_ffn_layers - 1), dim]
+        for number, pair in enumerate(pairwise(widths), 1):
+            self.add_module(f"linear{number}", nn.Linear(*pair))
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
@@ -98,7 +115,10 @@ class TransformerLayer(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Apply the feed-forward network to features [B,N,d]."""
-        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+        activate = ACTIVATIONS[self.activation]
+        for number in range(1, self.num_ffn_layers):
+            x = self.dropout(activate(getattr(self, f"linear{number}")(x)))
+        return getattr(self, f"linear{self.num_ffn_layers}")(x)
 
 
 class EncoderLayer(TransformerLayer):
@@ -133,8 +153,17 @@ class DecoderLayer(TransformerLayer):
     The arguments are those of :class:`TransformerLayer`.
     """
 
-    def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float, pre_norm: bool) -> None:
-        super().__init__(dim, num_heads, dim_feedforward, dropout, pre_norm)
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        dim_feedforward: int,
+        dropout: float,
+        pre_norm: bool,
+        activation: str = "relu",
+        num_ffn_layers: int = 2,
+    ) -> None:
+        super().__init__(dim, num_heads, dim_feedforward, dropout, pre_norm, activation, num_ffn_layers)
         self.multihead_attn = Attention(dim, num_heads, dropout)
         self.norm3 = nn.LayerNorm(dim)
 
@@ -240,6 +269,8 @@ class Transformer(nn.Module):
         pre_norm: Whether a sublayer normalizes its input instead of the sum with its output.
         norm_between_layers: Whether the decoder normalizes the input of each layer after the first; see
             :class:`Decoder`.
+        activation: As for :class:`TransformerLayer`.
+        num_ffn_layers: As for :class:`TransformerLayer`.
     """
 
     def __init__(
@@ -252,9 +283,11 @@ class Transformer(nn.Module):
         dropout: float,
         pre_norm: bool,
         norm_between_layers: bool = False,
+        activation: str = "relu",
+        num_ffn_layers: int = 2,
     ) -> None:
         super().__init__()
-        shape = (dim, num_heads, dim_feedforward, dropout, pre_norm)
+        shape = (dim, num_heads, dim_feedforward, dropout, pre_norm, activation, num_ffn_layers)
         self.encoder = Encoder(
             [EncoderLayer(*shape) for _ in range(num_encoder_layers)],
             nn.LayerNorm(dim) if pre_norm else nn.Identity(),

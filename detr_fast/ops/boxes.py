@@ -18,13 +18,14 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor, *, kind: str, eps: float) -> Tensor:
-    """Compute the IoU or GIoU of boxes that broadcast against each other.
+    """Compute the IoU, GIoU or IoF of boxes that broadcast against each other.
 
     Args:
         boxes1, boxes2: xyxy [...,4].
-        kind: ``"iou"``, or ``"giou"`` (https://arxiv.org/abs/1902.09630).
-        eps: smallest union and enclosing area; with 0 a pair without any area has IoU 0, and GIoU 0 where it does not
-            even enclose an area.
+        kind: ``"iou"``, ``"giou"`` (https://arxiv.org/abs/1902.09630), or ``"iof"``, the intersection divided by the
+            area of the first box.
+        eps: smallest area to divide by; with 0 a pair without any area has IoU 0, and GIoU 0 where it does not even
+            enclose an area, and a first box without an area has IoF 0.
 
     Returns:
         [...].
@@ -32,6 +33,8 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, *, kind: str, eps: float) -> Tensor:
     low = torch.maximum(boxes1[..., :2], boxes2[..., :2])
     high = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
     intersection = _product((high - low).clamp(min=0))
+    if kind == "iof":
+        return _ratio(intersection, _area(boxes1), eps)
     union = _area(boxes1) + _area(boxes2) - intersection
     iou = _ratio(intersection, union, eps)
     if kind == "iou":

@@ -23,8 +23,8 @@ def match_cost(
 ) -> Tensor:
     """Compute the weighted sum of class, L1 and GIoU cost (https://arxiv.org/abs/2005.12872, section 3.1).
 
-    The result is compact: the row of a target contains its costs over the queries of its own image only. Not
-    differentiable.
+    ``weights.iou_kind`` replaces the GIoU by the IoU or the IoF. The result is compact: the row of a target contains
+    its costs over the queries of its own image only. Not differentiable.
 
     Args:
         logits: [L,B,Q,C], class scores of L layers, B images and Q queries. With ``class_cost="softmax"`` the last
@@ -75,6 +75,6 @@ def _match_cost(
     else:
         cost_bbox = (predicted_corners - target_corners).abs().sum(-1)
     scale = weights.box_scale
-    giou = box_iou(predicted_corners * scale, target_corners * scale, kind="giou", eps=weights.giou_eps)
+    overlap = box_iou(predicted_corners * scale, target_corners * scale, kind=weights.iou_kind, eps=weights.giou_eps)
 
-    return weights.cost_bbox * cost_bbox + weights.cost_class * cost_class - weights.cost_giou * giou
+    return weights.cost_bbox * cost_bbox + weights.cost_class * cost_class - weights.cost_giou * overlap

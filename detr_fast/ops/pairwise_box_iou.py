@@ -1,4 +1,4 @@
-"""IoU and generalized IoU of every box of one set with every box of another."""
+"""IoU, generalized IoU and IoF of every box of one set with every box of another."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ def pairwise_box_iou(
     boxes1: Tensor,
     boxes2: Tensor,
     *,
-    kind: Literal["iou", "giou"] = "iou",
+    kind: Literal["iou", "giou", "iof"] = "iou",
     box_format: Literal["xyxy", "cxcywh"] = "xyxy",
     eps: float = 0.0,
     backend: str | None = None,
 ) -> Tensor:
-    """Compute the pairwise IoU, or the generalized IoU (https://arxiv.org/abs/1902.09630).
+    """Compute the pairwise IoU, the generalized IoU (https://arxiv.org/abs/1902.09630), or the IoF.
+
+    The IoF, intersection over foreground, is the part of the first box that the second one covers.
 
     Differentiable in both arguments. Computed in float32, or in float64 where both arguments are.
 
     Args:
         boxes1: [...,N,4], in any unit.
         boxes2: [...,M,4], in the same unit; leading dimensions broadcast.
-        kind: ``"iou"`` in [0,1] or ``"giou"`` in [-1,1].
+        kind: ``"iou"`` or ``"iof"`` in [0,1], or ``"giou"`` in [-1,1].
         box_format: of both arguments.
-        eps: the smallest union and enclosing area, in squared units of the boxes. With 0 a pair
-            without any area has IoU 0, and GIoU 0 where it does not even enclose an area.
+        eps: the smallest area to divide by, in squared units of the boxes. With 0 a pair without any area has IoU 0,
+            and GIoU 0 where it does not even enclose an area, and a first box without an area has IoF 0.
         backend: a backend by name, or None for the fastest.
 
     Returns:
@@ -40,8 +42,8 @@ def pairwise_box_iou(
         ValueError: a shape or an option does not fit.
         BackendError: the backend asked for cannot run here.
     """
-    if kind not in ("iou", "giou"):
-        raise ValueError(f"kind must be 'iou' or 'giou', got {kind!r}")
+    if kind not in ("iou", "giou", "iof"):
+        raise ValueError(f"kind must be 'iou', 'giou' or 'iof', got {kind!r}")
     if box_format not in ("xyxy", "cxcywh"):
         raise ValueError(f"box_format must be 'xyxy' or 'cxcywh', got {box_format!r}")
     flat1, flat2, leading = flatten_pairs(boxes1, boxes2)

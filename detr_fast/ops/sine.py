@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 
 def check_wavelengths(num_feats: int, temperature: float) -> None:
-    """Raise ValueError where an option of the encodings is out of its range."""
+    """Raise TypeError where ``temperature`` is no number, ValueError where an option is out of its range."""
     if num_feats < 2 or num_feats % 2:
         raise ValueError(
             f"num_feats is counted per axis, in pairs of sine and cosine; it must be even, got {num_feats}"
         )
+    check_is_number("temperature", temperature)
     if not 0 < temperature < math.inf:
         raise ValueError(
             f"temperature is the base of the wavelengths; it must be finite and above 0, got {temperature}"
         )
+
+
+def check_is_number(name: str, value: object) -> None:
+    """Raise TypeError where ``value`` is no real number."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def encode(position: Tensor, num_feats: int, temperature: float, interleave: bool) -> Tensor:

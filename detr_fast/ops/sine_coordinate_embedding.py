@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detr_fast.ops.custom_op import Differentiable
 from detr_fast.ops.dispatch import register_op
-from detr_fast.ops.sine import check_wavelengths, encode
+from detr_fast.ops.sine import check_is_number, check_wavelengths, encode
 
 
 def sine_coordinate_embedding(
@@ -43,6 +43,7 @@ def sine_coordinate_embedding(
         [...,D*F].
 
     Raises:
+        TypeError: ``temperature`` or ``scale`` is not a number.
         ValueError: the coordinates are not floating point [...,D], or an option is out of its range.
         BackendError: the backend asked for cannot run here.
     """
@@ -51,6 +52,7 @@ def sine_coordinate_embedding(
             f"coordinates must be floating point [...,D], got {coordinates.dtype} {list(coordinates.shape)}"
         )
     check_wavelengths(num_feats, temperature)
+    check_is_number("scale", scale)
     if order not in ("yxwh", "xywh"):
         raise ValueError(f"order must be 'yxwh' or 'xywh', got {order!r}")
     return _sine_coordinate_embedding(coordinates, num_feats, temperature, scale, order, backend=backend)

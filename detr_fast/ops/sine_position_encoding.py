@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.dispatch import register_op
-from detr_fast.ops.sine import check_wavelengths, encode
+from detr_fast.ops.sine import check_is_number, check_wavelengths, encode
 
 
 def sine_position_encoding(
@@ -50,17 +50,25 @@ def sine_position_encoding(
         [B,2F,H,W] or [B,H*W,2F], the F features of the row first.
 
     Raises:
+        TypeError: ``temperature``, ``scale``, ``eps`` or ``offset`` is not a number.
         ValueError: the mask is not bool [B,H,W], or an option is out of its range.
         BackendError: the backend asked for cannot run here.
     """
     if mask.dim() != 3 or mask.dtype != torch.bool:
         raise ValueError(f"mask must be bool [B,H,W], True = padding; got {mask.dtype} {list(mask.shape)}")
     check_wavelengths(num_feats, temperature)
+    check_normalization(scale, eps, offset)
     if layout not in ("bchw", "blc"):
         raise ValueError(f"layout must be 'bchw' or 'blc', got {layout!r}")
     return _sine_position_encoding(
         mask, num_feats, temperature, normalize, scale, eps, offset, dtype, layout, interleave, backend=backend
     )
+
+
+def check_normalization(scale: float, eps: float, offset: float) -> None:
+    """Raise TypeError where an option of the normalization is no number."""
+    for name, value in (("scale", scale), ("eps", eps), ("offset", offset)):
+        check_is_number(name, value)
 
 
 @register_op

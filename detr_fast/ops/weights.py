@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -29,11 +29,14 @@ class MatchWeights:
     # Added to a probability before its logarithm; with 0 the logarithm is taken of the logit.
     focal_eps: float = 1e-8
     l1_format: Literal["cxcywh", "xyxy"] = "cxcywh"
-    giou_eps: float = 0.0  # smallest union and enclosure, in squared units of box_scale
+    giou_eps: float = 0.0  # smallest area to divide by, in squared units of box_scale
     box_scale: float = 1.0  # boxes are multiplied by it before the GIoU; with giou_eps = 0 it changes nothing
+    # What cost_giou weighs. IoF is the intersection divided by the area of the predicted box.
+    iou_kind: Literal["giou", "iou", "iof"] = "giou"
 
     def __post_init__(self) -> None:
         _one_of("class_cost", self.class_cost, ("softmax", "focal"))
+        _one_of("iou_kind", self.iou_kind, ("giou", "iou", "iof"))
         _one_of("l1_format", self.l1_format, ("cxcywh", "xyxy"))
         _check_numbers(self)
 
@@ -89,7 +92,9 @@ class LossWeights:
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
     normalizer: Literal["targets", "matched"] = "targets"  # what num_boxes counts; they differ where T > Q
-    min_class_normalizer: float = 0.0
+    min_class_normalizer: float = 0.0  # of the divisor of the cross-entropy, the sum of the weights of its queries
+    # Whether SetCriterion averages that divisor over the ranks of a distributed run, as it does for the box losses.
+    sync_class_normalizer: bool = True
     giou_eps: float = 0.0
     box_scale: float = 1.0
 
@@ -107,15 +112,19 @@ class LossWeights:
     def mmdet2(cls) -> LossWeights:
         """The losses of the DETR head of MMDetection 2.11.
 
-        They are those of :meth:`detr`, except that box losses are divided by the number of matched pairs, the divisor
-        of the class loss is at least 1, and the GIoU is computed in pixels; see :meth:`MatchWeights.mmdet2`.
+        They are those of :meth:`detr`, except that box losses are divided by the number of matched pairs, each rank
+        divides the class loss by the weights of its own queries, and the GIoU is computed in pixels; see
+        :meth:`MatchWeights.mmdet2`.
         """
-        return cls(normalizer="matched", min_class_normalizer=1.0, giou_eps=1e-6, box_scale=1333.0)
+        return cls(normalizer="matched", sync_class_normalizer=False, giou_eps=1e-6, box_scale=1333.0)
 
     @classmethod
     def mmdet3(cls) -> LossWeights:
-        """The losses of MMDetection 3.3's DETR, equal to :meth:`mmdet2`."""
-        return cls.mmdet2()
+        """The losses of MMDetection 3.3's DETR: those of :meth:`mmdet2`, but the class loss is divided by at least 1.
+
+        MMDetection's ``sync_cls_avg_factor=True`` is ``sync_class_normalizer=True``.
+        """
+        return replace(cls.mmdet2(), min_class_normalizer=1.0)
 
     @classmethod
     def deformable(cls) -> LossWeights:
@@ -167,7 +176,9 @@ _SMALLEST_EPS = 1e-30  # far enough from the smallest normal float32 that no bac
 def _check_numbers(weights: MatchWeights | LossWeights) -> None:
     for field in fields(weights):
         value = getattr(weights, field.name)
-        if isinstance(value, str):
+        if field.type == "bool" and not isinstance(value, bool):
+            raise ValueError(f"{field.name} must be True or False, got {value!r}")
+        if field.type != "float":
             continue
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not abs(value) <= sys.float_info.max:  # NaN fails the comparison

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from detr_fast.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from detr_fast.training.captured import CapturedStep
     from detr_fast.training.coco import coco_metrics
     from detr_fast.training.config import ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig
     from detr_fast.training.errors import USER_ERRORS
@@ -20,6 +21,7 @@ else:  # the command line builds its parser from the configuration, without the 
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         {
+            "detr_fast.training.captured": ("CapturedStep",),
             "detr_fast.training.coco": ("coco_metrics",),
             "detr_fast.training.config": ("ConfigError", "DataConfig", "ModelConfig", "OptimConfig", "TrainConfig"),
             "detr_fast.training.errors": ("USER_ERRORS",),
@@ -33,6 +35,7 @@ else:  # the command line builds its parser from the configuration, without the 
 
 __all__ = [
     "USER_ERRORS",
+    "CapturedStep",
     "ConfigError",
     "DataConfig",
     "ModelConfig",

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from detr_fast.data.transforms import Augmentation
 from detr_fast.images import MAX_SIDE, is_side
+from detr_fast.nn.feed_forward import Activation
 from detr_fast.ops.weights import LossWeights, MatchWeights
 
+MAX_STRIDE = 32  # of the backbones
 MAX_SEED = 2**32 - 1  # of NumPy
 
 
@@ -37,9 +41,18 @@ class ModelConfig:
         dropout: dropout probability of the transformer.
         num_queries: number of queries, which is the maximum number of objects that are detected in an image.
         position_encoding: sine or learned.
+        position_temperature: base of the wavelengths of the sine encoding.
+        position_normalize: whether the sine encoding maps each axis of an image to position_scale.
+        position_scale: length of a normalized axis in radians; the default is 2 pi.
+        position_eps: added to the divisor of the normalization.
+        position_offset: added to positions before they are normalized.
         pre_norm: normalize the input of each sublayer instead of its output.
         norm_between_layers: normalize the input of each decoder layer after the first, too, as transformers' DETR does
             with auxiliary_loss=True.
+        activation: activation function of the feed-forward networks: relu, leaky_relu, elu, gelu, silu or tanh.
+        num_ffn_layers: number of linear layers of each feed-forward network.
+        box_activation: activation function of the box head.
+        num_box_layers: number of linear layers of the box head.
         weights: weights to start from: a file, the directory of a saved model, or the id of a Hugging Face Hub
             repository.
         backbone_weights: a file of ImageNet weights of the backbone with torchvision's names.
@@ -58,8 +71,17 @@ class ModelConfig:
     dropout: float = 0.1
     num_queries: int = 100
     position_encoding: Literal["sine", "learned"] = "sine"
+    position_temperature: float = 10000.0
+    position_normalize: bool = True
+    position_scale: float = 2 * math.pi
+    position_eps: float = 1e-6
+    position_offset: float = 0.0
     pre_norm: bool = False
     norm_between_layers: bool = False
+    activation: Activation = "relu"
+    num_ffn_layers: int = 2
+    box_activation: Activation = "relu"
+    num_box_layers: int = 3
     weights: str | None = None
     backbone_weights: str | None = None
     freeze: list[Part] = field(default_factory=list)
@@ -79,7 +101,11 @@ class DataConfig:
         val_images: directory of the validation images.
         val_annotations: annotations of the validation images.
         batch_size: images per batch on each rank.
-        num_workers: processes that load images on each rank.
+        num_workers: processes that load images on each rank. null is the rank's share of the cores less one, at most
+            16, on a GPU, and 1 on a CPU, and no more than the rank has batches.
+        padded_sizes: (height, width) pairs in pixels, to which batches are padded. A batch is put together of images
+            that the same of them holds best, in training and evaluation, so that there are no other shapes. Without
+            any, a batch is padded to its largest height and width.
         orientation: what the boxes of an image with an EXIF orientation refer to where its stated size does not tell,
             the upright image or the pixels as stored.
         augmentation: augmentation of the training images.
@@ -95,7 +121,8 @@ class DataConfig:
     val_images: str
     val_annotations: str
     batch_size: int = 2
-    num_workers: int = 2
+    num_workers: int | None = None
+    padded_sizes: list[tuple[int, int]] = field(default_factory=list)
     orientation: Literal["upright", "stored"] = "upright"
     augmentation: Augmentation = field(default_factory=Augmentation)
     eval_size: int = 800
@@ -103,11 +130,15 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_types(self, "data.")
-        _check_minimum(self, "data.", batch_size=1, num_workers=0)
+        _check_minimum(self, "data.", batch_size=1)
+        if self.num_workers is not None:
+            _check_minimum(self, "data.", num_workers=0)
         for name in ("eval_size", "eval_max_size"):
             value = getattr(self, name)
             if value is not None and not is_side(value):
                 raise ConfigError(f"data.{name} must be from 1 to {MAX_SIDE} pixels, got {value}")
+        self.padded_sizes = [(height, width) for height, width in self.padded_sizes]
+        _check_padded_sizes(self.padded_sizes)
 
 
 @dataclass
@@ -168,12 +199,16 @@ class TrainConfig:
         allow_tf32: whether a GPU may round the factors of float32 matrix products and convolutions to TF32 where
             mixed_precision is no.
         compile: compile the backbone and the transformer with torch.compile.
+        capture: capture a training step on a GPU as a CUDA graph, one for each of the first 16 shapes of the batches;
+            for one rank, and mixed_precision other than fp16.
         device: auto uses a GPU if there is one, and cuda requires one.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         checkpoint_every: epochs between checkpoints that are kept; 0 keeps only the last and the best.
         checkpoint_steps: optimizer steps after which the last checkpoint is written within an epoch; 0 writes it
             after each epoch only.
+        patience: evaluations without a higher AP after which the run ends early; 0 trains for all epochs.
         log_every: optimizer steps between the records of metrics.jsonl.
+        trackers: experiment trackers that log the records too, by their names in Accelerate, such as wandb and mlflow.
 
     Raises:
         ConfigError: a number is out of range.
@@ -190,15 +225,19 @@ class TrainConfig:
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "no"
     allow_tf32: bool = False
     compile: bool = False
+    capture: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     eval_every: int = 1
     checkpoint_every: int = 100
     checkpoint_steps: int = 0
+    patience: int = 0
     log_every: int = 20
+    trackers: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_types(self, "")
         _check_minimum(self, "", epochs=1, eval_every=1, checkpoint_every=0, checkpoint_steps=0, log_every=1, seed=0)
+        _check_minimum(self, "", patience=0)
         if self.seed > MAX_SEED:
             raise ConfigError(f"seed must be at most {MAX_SEED}, got {self.seed}")
         for name, value in (("match.class_cost", self.match.class_cost), ("loss.class_loss", self.loss.class_loss)):
@@ -209,6 +248,36 @@ class TrainConfig:
 def as_plain_data(config: TrainConfig) -> dict[str, Any]:
     """Convert the configuration to plain data for YAML, which ``--config`` reads."""
     return json.loads(json.dumps(asdict(config)))
+
+
+def as_flat_data(config: TrainConfig) -> dict[str, bool | int | float | str]:
+    """Return the options by their dotted names, as experiment trackers take them; lists and null are text."""
+
+    def flatten(settings: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in settings.items():
+            if isinstance(value, dict):
+                yield from flatten(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value if isinstance(value, bool | int | float | str) else str(value)
+
+    return dict(flatten(as_plain_data(config), ""))
+
+
+def _check_padded_sizes(sizes: list[tuple[int, int]]) -> None:
+    """Raise ConfigError for padded sizes that are out of range or occur twice.
+
+    The features of an image have a mask that does not depend on its padded size if the stride divides that.
+    """
+    for size in sizes:
+        if not all(is_side(side) and side % MAX_STRIDE == 0 for side in size):
+            whole = [min(max(MAX_STRIDE, -(-side // MAX_STRIDE) * MAX_STRIDE), MAX_SIDE) for side in size]
+            raise ConfigError(
+                f"data.padded_sizes must consist of multiples of {MAX_STRIDE} pixels, the stride of the backbone, from "
+                f"{MAX_STRIDE} to {MAX_SIDE}, got {list(size)}; {whole} is the nearest that holds as much"
+            )
+    twice = [list(size) for size in dict.fromkeys(sizes) if sizes.count(size) > 1]
+    if twice:
+        raise ConfigError(f"data.padded_sizes lists {twice[0]} more than once; remove all but one")
 
 
 def _check_types(config: Any, prefix: str) -> None:
@@ -224,6 +293,9 @@ def _check_types(config: Any, prefix: str) -> None:
 def _is_of_type(value: Any, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        return isinstance(value, list | tuple) and len(value) == len(kinds) and all(map(_is_of_type, value, kinds))
     if get_origin(kind) is list:
         return isinstance(value, list) and all(_is_of_type(item, *get_args(kind)) for item in value)
     if kind in (int, float):

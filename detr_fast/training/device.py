@@ -20,3 +20,8 @@ def set_tf32(allowed: bool) -> None:
     """
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+def tune_convolutions() -> None:
+    """Let cuDNN measure which algorithm is fastest, once for each shape of a convolution; shapes have to be few."""
+    torch.backends.cudnn.benchmark = True

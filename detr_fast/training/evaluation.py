@@ -16,10 +16,10 @@ from torch import Tensor
 from detr_fast.criterion import SetCriterion
 from detr_fast.data import Batch, Category, CocoDetection, PackedBatch, Resize
 from detr_fast.data.annotations import Orientation
-from detr_fast.models import DETR, DETROutput, postprocess
-from detr_fast.models.inference import evaluating
+from detr_fast.models import DETR, DETROutput
+from detr_fast.models.inference import best_classes, evaluating, scale_boxes
 from detr_fast.training.coco import CocoEvaluation
-from detr_fast.training.loading import build_eval_data
+from detr_fast.training.loading import DeviceBatches, build_eval_data
 from detr_fast.training.monitor import TrainingError
 from detr_fast.training.ranks import build_accelerator
 
@@ -53,13 +53,15 @@ def detect(
 ) -> tuple[np.ndarray, tuple[float, int]]:
     """Run the model on the batches of this rank.
 
+    The detections remain on the device, 24 bytes a query, and are copied to the host once, after the last batch.
+
     Args:
         model: A model whose output has ``pred_logits`` and ``pred_boxes``.
         batches: Batches of images of the data set.
         dataset: The data set.
         accelerator: Determines the device and the precision.
         criterion: Computes the loss; None for none.
-        should_stop: Called before each batch.
+        should_stop: Called before each batch with an image.
 
     Returns:
         The K detections, float64 [K,7]: index of the image in the data set, x, y, width, height in pixels, score,
@@ -70,27 +72,38 @@ def detect(
         TrainingError: The outputs of the model are not finite, as far as the criterion can tell.
     """
     indices = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
-    rows = [torch.zeros(0, 7, dtype=torch.float64)]
-    losses = [torch.zeros(2, device=accelerator.device)]  # the sum of the losses of a batch, and its number of images
+    found: list[Tensor] = []
+    images: list[int] = []
+    sizes: list[tuple[int, int]] = []
+    losses: list[Tensor] = []
     with evaluating(model), nullcontext() if criterion is None else evaluating(criterion):
-        for packed in batches:
+        for batch in DeviceBatches(filter(len, batches), accelerator.device):
             if should_stop():
                 raise EvaluationStopped
-            if not len(packed):
-                continue
-            batch = packed.to(accelerator.device, non_blocking=True)
             with accelerator.autocast():
                 output = model(batch.images, batch.padding)
             if criterion is not None:
                 losses.append(_loss(criterion, output, batch))
-            results = postprocess(output.pred_logits.float(), output.pred_boxes.float(), batch.original_sizes)
-            for image_id, result in zip(batch.image_ids, results, strict=True):
-                boxes, scores, labels = (result[key].cpu().double() for key in ("boxes", "scores", "labels"))
-                xywh = torch.cat((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), 1)
-                images = torch.full_like(scores, indices[image_id])
-                rows.append(torch.column_stack((images, xywh, scores, labels)))
-    total, count = torch.stack(losses).double().sum(0).tolist()
-    return torch.cat(rows).numpy(), (total, int(count))
+            found.append(_detections(output.pred_logits.float(), output.pred_boxes.float()))
+            images += [indices[image_id] for image_id in batch.image_ids]
+            sizes += batch.original_sizes
+    rows = _rows(torch.cat(found).cpu(), images, sizes).numpy() if found else np.zeros((0, 7))
+    total, count = torch.stack(losses).sum(0, dtype=torch.float64).tolist() if losses else (0.0, 0)
+    return rows, (total, int(count))
+
+
+def _detections(logits: Tensor, boxes: Tensor) -> Tensor:
+    """Return the detections [B,Q,6] of logits and boxes: xyxy as fractions of the images, score, label."""
+    scores, labels, corners = best_classes(logits, boxes)
+    return torch.cat((corners, torch.stack((scores, labels.to(scores.dtype)), -1)), -1)
+
+
+def _rows(found: Tensor, images: list[int], sizes: list[tuple[int, int]]) -> Tensor:
+    """Return the rows of :func:`detect` for the detections [N,Q,6] of N images."""
+    boxes = scale_boxes(found[..., :4], sizes).double()
+    numbers = torch.tensor(images, dtype=torch.float64).view(-1, 1, 1).expand(-1, found.shape[1], 1)
+    xywh = torch.cat((boxes[..., :2], boxes[..., 2:] - boxes[..., :2]), -1)
+    return torch.cat((numbers, xywh, found[..., 4:].double()), -1).flatten(0, 1)
 
 
 def _loss(criterion: SetCriterion, output: DETROutput, batch: Batch) -> Tensor:
@@ -132,7 +145,7 @@ def evaluate_model(
     annotations: str | Path,
     *,
     batch_size: int = 2,
-    num_workers: int = 2,
+    num_workers: int | None = None,
     mixed_precision: str = "no",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     orientation: Orientation = "upright",
@@ -146,7 +159,8 @@ def evaluate_model(
         images: Directory of the images.
         annotations: As ``annotation_file`` of :class:`~detr_fast.data.CocoDetection`.
         batch_size: Images per batch on each rank.
-        num_workers: Processes that load images on each rank.
+        num_workers: Processes that load images on each rank; None for the number of
+            :func:`~detr_fast.training.loading.choose_num_workers`.
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
         device: ``"auto"`` uses a GPU if there is one.
         orientation: As for :class:`~detr_fast.data.CocoDetection`.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
+from accelerate.tracking import GeneralTracker
 from torch import Tensor
 
 from detr_fast.ops.faults import raise_faults
@@ -85,16 +87,20 @@ def _raise_device_faults(*, since: str) -> None:
 
 
 class MetricsLog:
-    """Appends records to metrics.jsonl and TensorBoard.
+    """Appends records to metrics.jsonl, TensorBoard and experiment trackers.
 
     Args:
         directory: Output directory of the run.
         step: Step at which the run resumes; records of later steps are removed.
         enabled: Whether anything is written; only one rank writes.
+        trackers: Experiment trackers that have been started.
     """
 
-    def __init__(self, directory: Path, *, step: int, enabled: bool = True) -> None:
+    def __init__(
+        self, directory: Path, *, step: int, enabled: bool = True, trackers: Sequence[GeneralTracker] = ()
+    ) -> None:
         self._enabled = enabled
+        self._trackers = trackers
         if not enabled:
             return
         from torch.utils.tensorboard.writer import SummaryWriter  # imports TensorBoard
@@ -118,10 +124,12 @@ class MetricsLog:
         try:
             self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self._file.flush()
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
-        except OSError as error:  # a failure to log does not stop training
+            scalars = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, step)
+            for tracker in self._trackers:
+                tracker.log(scalars, step=step)
+        except Exception as error:  # a failure to log does not stop training; those of trackers are of any type
             logger.warning("could not log step %d: %s; training continues", step, error)
 
     def __enter__(self) -> MetricsLog:
@@ -133,6 +141,8 @@ class MetricsLog:
         if self._enabled:
             self._file.close()
             self._board.close()
+            for tracker in self._trackers:
+                tracker.finish()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 from detr_fast.training.config import OptimConfig
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: OptimConfig, *, capturable: bool = False) -> torch.optim.AdamW:
     """Build AdamW for the trainable parameters; those of the backbone have their own learning rate.
 
     With a rate of 0 the backbone is frozen, as in facebookresearch/detr: its gradients are not computed, and do not
@@ -24,6 +24,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     Args:
         model: The model, on the device on which it is trained.
         config: The options of the optimizer.
+        capturable: Whether a CUDA graph may contain its steps.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if config.backbone_lr == 0:
@@ -35,7 +36,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for name, p in named if name.startswith("backbone.0.")], "lr": config.backbone_lr},
     ]
     fused = all(p.device.type in _get_fused_kernels_supported_devices() for _, p in named)
-    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused or None)
+    return torch.optim.AdamW(
+        groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused or None, capturable=capturable
+    )
 
 
 def build_scheduler(
@@ -104,3 +107,13 @@ class MovingAverage(nn.Module):
         if buffers := list(self.module.buffers()):
             torch._foreach_copy_(buffers, list(model.buffers()))
         n += 1
+
+
+def describe_schedule(config: OptimConfig, epochs: int) -> str | None:
+    """Describe what is unusual about the schedule of a run of ``epochs`` epochs; None if nothing is."""
+    if config.schedule != "step" or config.drop_epoch is None or config.drop_epoch < epochs:
+        return None
+    return (
+        f"optim.drop_epoch is {config.drop_epoch} and epochs is {epochs}, so that the learning rate is never lowered; "
+        "without drop_epoch it is lowered after two thirds of the epochs"
+    )

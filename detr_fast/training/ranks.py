@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import gather_object
 
 from detr_fast.training.config import ConfigError
 
 _WORLD_SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and MPI
+_LOCAL_WORLD_SIZE = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
 
 
 def check_device(device: str) -> None:
@@ -21,27 +24,34 @@ def check_device(device: str) -> None:
         raise ConfigError("device: there is no GPU that PyTorch can use; choose auto or cpu")
 
 
-def build_accelerator(*, mixed_precision: str, device: str = "auto") -> Accelerator:
+def build_accelerator(
+    *, mixed_precision: str, device: str = "auto", trackers: Sequence[str] = (), directory: Path | None = None
+) -> Accelerator:
     """Build the accelerator, with one rank for each process of the launch.
 
     Args:
         mixed_precision: ``"no"``, ``"fp16"``, ``"bf16"``, or ``"auto"`` for bf16 on a GPU that supports it and no
             mixed precision elsewhere.
         device: ``"auto"`` for a GPU if there is one, ``"cpu"`` or ``"cuda"``.
+        trackers: Names of experiment trackers.
+        directory: Directory for the trackers that write files.
 
     Raises:
         ConfigError: There is no such device, or it does not support the precision, or Accelerate runs another number of
-            ranks than processes were launched.
+            ranks than processes were launched, or a tracker is unknown or not installed.
     """
     check_device(device)
-    launched = next((int(os.environ[name]) for name in _WORLD_SIZE if os.environ.get(name, "").isdecimal()), 1)
+    _check_trackers(trackers)
+    launched = _read_number(_WORLD_SIZE) or 1
     # Without an accelerator, Accelerate makes ranks of the processes only if the CPU is asked for.
     cpu = device == "cpu" or (launched > 1 and not torch.accelerator.is_available())
     if mixed_precision == "auto":
         supported = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         mixed_precision = "bf16" if supported else "no"
     try:
-        accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision, cpu=cpu, log_with=list(trackers) or None, project_dir=directory
+        )
     except ValueError as error:
         raise ConfigError(f"mixed_precision: {error}") from error
     if accelerator.num_processes != launched:
@@ -50,6 +60,27 @@ def build_accelerator(*, mixed_precision: str, device: str = "auto") -> Accelera
             f"{accelerator.device}, so that several would write the same files; start the command with torchrun"
         )
     return accelerator
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Raise ConfigError for a tracker that Accelerate would ignore."""
+    known, available = list(LOGGER_TYPE_TO_CLASS), [str(name) for name in get_available_trackers()]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"trackers: Accelerate has no tracker {name!r}; it has {', '.join(known)}")
+        if name not in available:
+            raise ConfigError(f"trackers: the package of {name} is not installed")
+
+
+def count_local_ranks(accelerator: Accelerator) -> int:
+    """Return the number of ranks on this machine; that of all ranks if the launcher does not tell."""
+    return _read_number(_LOCAL_WORLD_SIZE) or accelerator.num_processes
+
+
+def _read_number(variables: Sequence[str]) -> int | None:
+    """Return the first number above 0 among environment variables; None if there is none."""
+    numbers = (int(os.environ[name]) for name in variables if os.environ.get(name, "").isdecimal())
+    return next(filter(None, numbers), None)
 
 
 def check_agreement(accelerator: Accelerator, facts: Mapping[str, Any]) -> None:

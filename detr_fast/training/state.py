@@ -29,6 +29,7 @@ class Progress:
         samples: Number of samples of the current epoch that all ranks have processed.
         step: Number of optimizer steps.
         best_ap: The best AP so far.
+        evaluations_since_best: Number of evaluations since the one of the best AP.
         seconds: Time spent on training steps.
     """
 
@@ -36,6 +37,7 @@ class Progress:
     samples: int = 0
     step: int = 0
     best_ap: float = -1.0
+    evaluations_since_best: int = 0
     seconds: float = 0.0
 
 
@@ -58,7 +60,7 @@ class RunState:
         self.memory_format = fastest_memory_format(accelerator.device)
         model.to(accelerator.device)
         model.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # the overload has no annotation
-        optimizer = build_optimizer(model, config.optim)
+        optimizer = build_optimizer(model, config.optim, capturable=config.capture)
         self.scheduler = build_scheduler(optimizer, config.optim, steps_per_epoch=steps_per_epoch, epochs=config.epochs)
         self.ema = MovingAverage(model, config.optim.ema_decay) if config.optim.ema_decay else None
         if config.compile:
@@ -78,16 +80,12 @@ class RunState:
     @property
     def learning_rate(self) -> float:
         """The current learning rate of the transformer."""
-        return float(self.scheduler.get_last_lr()[0])
+        return self._scheduled_rates()[0]
 
-    def step(self) -> None:
-        """Update the weights, the schedule and the moving average."""
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    def advance(self) -> None:
+        """Update the schedule after the weights."""
         if not self.accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
-        if self.ema is not None:
-            self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain data; all ranks have to call it."""
@@ -149,12 +147,18 @@ class RunState:
     def _set_schedule(self, step: int) -> None:
         # The learning rates follow from the step and this schedule, which may be longer than the saved one.
         self.scheduler.last_epoch = step
-        rates = [
-            base * factor(step) for base, factor in zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
-        ]
+        rates = self._scheduled_rates()
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        self.scheduler._last_lr = rates
+        self.scheduler._last_lr = [*rates]
+
+    def _scheduled_rates(self) -> list[float]:
+        """Return the learning rate of each group; the optimizer may have it on the device only."""
+        schedule = self.scheduler
+        return [
+            float(base) * factor(schedule.last_epoch)
+            for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        ]
 
 
 def check_state(state: Any) -> None:
@@ -186,7 +190,7 @@ def _is_state_dict(part: Any) -> bool:
 
 def _is_progress(part: Any) -> bool:
     progress = Progress(**part)
-    counts = (progress.epoch, progress.samples, progress.step)
+    counts = (progress.epoch, progress.samples, progress.step, progress.evaluations_since_best)
     return (
         part.keys() == vars(progress).keys()
         and all(_is_count(count) for count in counts)

@@ -19,19 +19,22 @@ from tqdm import tqdm
 
 from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.criterion import SetCriterion
-from detr_fast.data import PackedBatch, Resize
+from detr_fast.data import Batch
 from detr_fast.text import format_metric
+from detr_fast.training.captured import check_capture
 from detr_fast.training.coco import CocoEvaluation
-from detr_fast.training.config import ConfigError, TrainConfig, as_plain_data
-from detr_fast.training.device import set_tf32
+from detr_fast.training.config import ConfigError, TrainConfig, as_flat_data, as_plain_data
+from detr_fast.training.device import set_tf32, tune_convolutions
 from detr_fast.training.evaluation import EvaluationStopped, evaluate
 from detr_fast.training.files import OutputLock, write_atomically
-from detr_fast.training.loading import build_eval_data, build_train_data
+from detr_fast.training.loading import DeviceBatches, Waits
 from detr_fast.training.model import build_model, check_model, save_model
 from detr_fast.training.monitor import LossMonitor, MetricsLog
+from detr_fast.training.optim import describe_schedule
 from detr_fast.training.ranks import build_accelerator, check_agreement
-from detr_fast.training.resume import REMEDY, check_resumed
+from detr_fast.training.resume import check_resumed
 from detr_fast.training.run_checkpoint import BEST, LAST, load_latest, save_checkpoint
+from detr_fast.training.run_data import RunData
 from detr_fast.training.signals import Stopped, StopSignal
 from detr_fast.training.state import RunState
 from detr_fast.training.step import TrainingStep
@@ -61,43 +64,42 @@ class Trainer:
         self.config = config
         self.output = Path(config.output)
         check_model(config.model)
-        self.accelerator = build_accelerator(mixed_precision=config.mixed_precision, device=config.device)
+        self.accelerator = build_accelerator(
+            mixed_precision=config.mixed_precision,
+            device=config.device,
+            trackers=config.trackers,
+            directory=self.output,
+        )
+        if config.capture:
+            check_capture(self.accelerator.device, self.accelerator)
         if self.accelerator.mixed_precision == "no":
             set_tf32(config.allow_tf32)
+        if config.data.padded_sizes:
+            tune_convolutions()
         self._lock = self._lock_output()
         saved = self._saved_state(resume)
-        self.data = build_train_data(config.data, self.accelerator, seed=config.seed)
-        self.val_dataset, self.val_loader = build_eval_data(
-            config.data.val_images,
-            config.data.val_annotations,
-            self.accelerator,
-            transform=Resize(config.data.eval_size, config.data.eval_max_size),
-            categories=self.data.dataset.categories,
-            batch_size=config.data.batch_size,
-            num_workers=config.data.num_workers,
-            orientation=config.data.orientation,
-        )
+        self.data = RunData(config.data, self.accelerator, seed=config.seed)
         check_agreement(self.accelerator, self._facts())
-        self._described = ""
-        self._warn_of_schedule()
+        if self.accelerator.is_main_process and (warning := describe_schedule(config.optim, config.epochs)):
+            logger.warning(warning)
         self._describe_data()
-        for dataset in (self.data.dataset, self.val_dataset):
-            if many_objects := dataset.describe_many_objects(config.model.num_queries):
-                self._say(f"model.num_queries is too small: {many_objects}")
+        for warning in self.data.warnings(config.model.num_queries):
+            self._say(warning)
 
         set_seed(config.seed)
         architecture = config.model
         if saved is not None:  # the weights to start from are not needed again
             architecture = replace(architecture, weights=None, backbone_weights=None)
-        model = build_model(architecture, config.data, self.data.dataset.categories)
+        model = build_model(architecture, config.data, self.data.train.dataset.categories)
         self.criterion = SetCriterion(config.match, config.loss)
-        steps_per_epoch = math.ceil(len(self.data) / config.optim.accumulate)
+        steps_per_epoch = math.ceil(len(self.data.train) / config.optim.accumulate)
         self.state = RunState(model, config, self.accelerator, steps_per_epoch=steps_per_epoch)
         self.monitor = LossMonitor()
-        self.step = TrainingStep(self.state, self.criterion, self.monitor, config.optim)
+        self._padding_shares: list[float] = []
+        self.step = TrainingStep(self.state, self.criterion, self.monitor, config)
         self.stop = StopSignal(patience=PATIENCE if self.accelerator.num_processes > 1 else None)
         if saved is not None:
-            self._check_data(saved)
+            self.data.check_unchanged(saved["data"])
             self.state.load(saved)
             self._say(f"resuming in epoch {self.state.progress.epoch + 1}, after step {self.state.progress.step}")
 
@@ -127,45 +129,69 @@ class Trainer:
             if not progress.step:
                 self._draw_training_images()
         metrics: dict[str, Any] = {}
-        with self.stop, MetricsLog(self.output, step=progress.step, enabled=self.accelerator.is_main_process) as log:
-            if progress.epoch >= config.epochs:
+        with self.stop, self._start_log() as log:
+            if progress.epoch >= config.epochs or self._is_patience_over():
                 return self._evaluate(log)
-            for epoch in range(progress.epoch, config.epochs):
-                self._train_epoch(epoch, log)
+            first = progress.epoch
+            for epoch in range(first, config.epochs):
+                waits = self._train_epoch(epoch, log)
+                if epoch == first and (bound := waits.describe()):
+                    self._say(f"epoch {epoch + 1}: {bound}")
                 last = epoch + 1 == config.epochs
                 if last or (epoch + 1) % config.eval_every == 0:
                     metrics = self._evaluate(log)
                 progress.epoch, progress.samples = epoch + 1, 0
                 if config.checkpoint_every and (epoch + 1) % config.checkpoint_every == 0:
                     self._save(f"epoch-{epoch + 1:04d}.pt")
-                self._save(LAST, must=last)
+                ends_early = not last and self._is_patience_over()
+                self._save(LAST, must=last or ends_early)
                 self._describe_data()
+                if ends_early:
+                    self._say(f"AP has not risen for {progress.evaluations_since_best} evaluations; the run ends early")
+                    break
         return metrics
+
+    def _start_log(self) -> MetricsLog:
+        """Start the log of the records and the experiment trackers of the configuration."""
+        if self.config.trackers:
+            self.accelerator.init_trackers("detr_fast", as_flat_data(self.config))
+        return MetricsLog(
+            self.output,
+            step=self.state.progress.step,
+            enabled=self.accelerator.is_main_process,
+            trackers=self.accelerator.trackers,
+        )
+
+    def _is_patience_over(self) -> bool:
+        return 0 < self.config.patience <= self.state.progress.evaluations_since_best
 
     def _draw_training_images(self) -> None:
         from detr_fast.training.report import write_training_images  # imports matplotlib
 
         try:
-            write_training_images(self.output, self.data.dataset)
+            write_training_images(self.output, self.data.train.dataset)
         except OSError as error:
             logger.warning("could not draw training images in %s: %s; training continues", self.output, error)
 
-    def _train_epoch(self, epoch: int, log: MetricsLog) -> None:
+    def _train_epoch(self, epoch: int, log: MetricsLog) -> Waits:
         progress, config = self.state.progress, self.config
         per_batch = config.data.batch_size * self.accelerator.num_processes
         start = progress.samples // per_batch
         bar = tqdm(
-            total=len(self.data),
+            total=len(self.data.train),
             initial=start,
             desc=f"epoch {epoch + 1}/{config.epochs}",
             unit="batch",
             disable=not self.accelerator.is_main_process,
         )
         self.state.model.train()
+        batches = DeviceBatches(
+            self.data.train.epoch(epoch, start=start), self.accelerator.device, memory_format=self.state.memory_format
+        )
         clock = _Clock()
         with bar:
-            for index, batch in enumerate(self.data.epoch(epoch, start=start), start):
-                ends_epoch = index + 1 == len(self.data)
+            for index, batch in enumerate(batches, start):
+                ends_epoch = index + 1 == len(self.data.train)
                 ends_step = ends_epoch or (index + 1) % config.optim.accumulate == 0
                 self._train_batch(batch, ends_step=ends_step)
                 self.stop.beat()
@@ -181,17 +207,17 @@ class Trainer:
                 if config.checkpoint_steps and progress.step % config.checkpoint_steps == 0:
                     self._save(LAST)
                 self._stop_if_asked(synchronized=logs)
+        return batches.waits
 
-    def _train_batch(self, batch: PackedBatch, *, ends_step: bool) -> None:
-        device, memory_format = self.accelerator.device, self.state.memory_format
-        self.step.accumulate(batch.to(device, non_blocking=True, memory_format=memory_format), last=ends_step)
+    def _train_batch(self, batch: Batch, *, ends_step: bool) -> None:
+        self._padding_shares.append(batch.padding_share)
+        self.step(batch, last=ends_step)
         if self.accelerator.device.type == "cpu":
-            self.monitor.check()  # before the step; on a CPU this synchronizes nothing
-        if ends_step:
-            self.state.step()
+            self.monitor.check()  # on a CPU this synchronizes nothing
 
     def _log_losses(self, log: MetricsLog, bar: tqdm, images_per_second: float) -> None:
-        means = self.monitor.means()
+        shares, self._padding_shares = self._padding_shares, []
+        means = {**self.monitor.means(), "padding": sum(shares) / len(shares)}
         values = torch.tensor(list(means.values()), device=self.accelerator.device)
         record = dict(zip(means, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
         rate = self.state.learning_rate
@@ -201,7 +227,8 @@ class Trainer:
             progress.step,
             {"epoch": progress.epoch, "lr": rate, "images_per_second": images_per_second, **record},
         )
-        bar.set_postfix_str(f"loss {record['loss']:.3f}, lr {rate:.1e}, {images_per_second:.0f} images/s")
+        best = f", best AP {progress.best_ap:.3f}" if progress.best_ap >= 0 else ""
+        bar.set_postfix_str(f"loss {record['loss']:.3f}{best}, lr {rate:.1e}, {images_per_second:.0f} images/s")
 
     def _evaluate(self, log: MetricsLog) -> dict[str, Any]:
         """Save a checkpoint and evaluate the weights; the best weights so far are saved as the model."""
@@ -210,8 +237,8 @@ class Trainer:
         try:
             metrics, coco = evaluate(
                 self.state.weights,
-                self.val_loader,
-                self.val_dataset,
+                self.data.val_loader,
+                self.data.val_dataset,
                 self.accelerator,
                 criterion=self.criterion,
                 should_stop=self._stops_evaluation,
@@ -219,13 +246,14 @@ class Trainer:
         except EvaluationStopped:
             raise self._stopped() from None
         best = metrics["AP"] > progress.best_ap
+        progress.evaluations_since_best = 0 if best else progress.evaluations_since_best + 1
         if best:
             progress.best_ap = metrics["AP"]
             self._save(BEST)
         if coco is not None:
             scores = ", ".join(f"{name} {format_metric(metrics[name])}" for name in ("AP", "AP50"))
             self._say(f"epoch {progress.epoch + 1}: {scores}")
-            log.write("eval", progress.step, {"epoch": progress.epoch, **metrics})
+            log.write("eval", progress.step, {"epoch": progress.epoch, "seconds": progress.seconds, **metrics})
             try:
                 self._write_results(coco, metrics, best=best)
             except (OSError, SafetensorError) as error:
@@ -237,20 +265,20 @@ class Trainer:
         return self.accelerator.num_processes == 1 and self.stop.received is not None
 
     def _write_results(self, coco: CocoEvaluation, metrics: dict[str, Any], *, best: bool) -> None:
+        from detr_fast.training.report import write_curves, write_evaluation  # imports matplotlib
+
         progress = self.state.progress
         if best:
             save_model(self.state.weights, self.output / "model")
         summary = {**metrics, "best_AP": progress.best_ap, "step": progress.step, "seconds": progress.seconds}
         write_atomically(self.output / "metrics.json", json.dumps(summary, indent=2) + "\n")
-        from detr_fast.training.report import write_curves, write_evaluation  # imports matplotlib
-
         write_curves(self.output)
-        write_evaluation(self.output, self.state.weights, self.val_dataset, coco)
+        write_evaluation(self.output, self.state.weights, self.data.val_dataset, coco)
 
     def _save(self, name: str, *, must: bool = False) -> None:
         """Write a checkpoint; a failure raises CheckpointError if ``must``, and else is logged only."""
         self.monitor.check()  # weights after a loss that is not finite are never saved
-        state = self.state.state_dict() | {"config": as_plain_data(self.config), "data": self._data_digests()}
+        state = self.state.state_dict() | {"config": as_plain_data(self.config), "data": self.data.digests()}
         if not self.accelerator.is_main_process:
             return
         try:
@@ -294,23 +322,12 @@ class Trainer:
     def _facts(self) -> dict[str, Any]:
         """Return what all ranks have to agree on, in order to do the same number of steps and evaluations."""
         config = self.config
-        settings = {name: getattr(config, name) for name in ("epochs", "eval_every", "log_every", "checkpoint_every")}
-        batches = {"the number of training batches": len(self.data), "optim.accumulate": config.optim.accumulate}
-        digests = {f"the {name} data (SHA-256)": digest for name, digest in self._data_digests().items()}
+        names = ("epochs", "eval_every", "log_every", "checkpoint_every", "patience")
+        settings = {name: getattr(config, name) for name in names}
+        batches: dict[str, Any] = {"the number of training batches": len(self.data.train)}
+        batches |= {"optim.accumulate": config.optim.accumulate, "data.padded_sizes": config.data.padded_sizes}
+        digests = {f"the {name} data (SHA-256)": digest for name, digest in self.data.digests().items()}
         return batches | settings | {"checkpoint_steps": config.checkpoint_steps, "model": config.model} | digests
-
-    def _data_digests(self) -> dict[str, str]:
-        return {"train": self.data.dataset.digest(), "val": self.val_dataset.digest()}
-
-    def _check_data(self, saved: dict[str, Any]) -> None:
-        """Raise CheckpointError if the data sets are not those of the run."""
-        digests = self._data_digests()
-        changed = [name for name in digests if digests[name] != saved["data"].get(name)]
-        if changed:
-            raise CheckpointError(
-                f"the annotations or the images of the data set {' and '.join(changed)} have changed since the run was "
-                f"started; {REMEDY}"
-            )
 
     def _stop_if_asked(self, *, synchronized: bool) -> None:
         asked = self.stop.received is not None
@@ -329,22 +346,8 @@ class Trainer:
         return Stopped(signal, self.state.progress.step, self.output / "checkpoints" / LAST)
 
     def _describe_data(self) -> None:
-        """Print a summary of the data sets and their faults, and print it again if more faults were found."""
-        described = f"{self.data.dataset.describe()}\n{self.val_dataset.describe()}"
-        if described != self._described:
+        if described := self.data.describe_changes():
             self._say(described)
-        self._described = described
-
-    def _warn_of_schedule(self) -> None:
-        optim, epochs = self.config.optim, self.config.epochs
-        never = optim.schedule == "step" and optim.drop_epoch is not None and optim.drop_epoch >= epochs
-        if never and self.accelerator.is_main_process:
-            logger.warning(
-                "optim.drop_epoch is %d and epochs is %d, so that the learning rate is never lowered; without "
-                "drop_epoch it is lowered after two thirds of the epochs",
-                optim.drop_epoch,
-                epochs,
-            )
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:

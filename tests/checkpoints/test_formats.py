@@ -6,14 +6,14 @@ import torch
 from detr_fast import DETR
 from detr_fast.checkpoints.formats import (
     COCO_ROWS,
-    RULES,
+    FORMATS,
     convert_classes,
     from_original,
     recognize_format,
     to_original,
 )
 from detr_fast.cli import main
-from detr_fast.models import CheckpointError, read_state_dict
+from detr_fast.models import CheckpointError, convert_checkpoint, read_state_dict
 
 SMALL = {
     "backbone": "resnet18",
@@ -42,13 +42,34 @@ def assert_equal(left, right):
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("name", ["original", *RULES])
+@pytest.mark.parametrize("name", ["original", *FORMATS])
 def test_round_trips_are_exact(name, weights):
     converted = from_original(weights, name)
     assert recognize_format(converted) == name
     assert_equal(to_original(converted), weights)
     if name != "original":
         assert not converted.keys() & weights.keys()
+
+
+@pytest.mark.parametrize("name", ["mmdet2", "mmdet3"])
+def test_deeper_networks_there_and_back(name):
+    weights = dict(DETR(5, **SMALL, num_ffn_layers=4, num_box_layers=5, pre_norm=name == "mmdet2").state_dict())
+    converted = from_original(weights, name)
+    assert {f"bbox_head.reg_ffn.layers.{layer}.weight" for layer in ("0.0", "1.0", "2.0", "3")} <= converted.keys()
+    assert_equal(to_original(converted), weights)
+
+
+def test_networks_that_a_format_cannot_represent(tmp_path):
+    for options, to, message in (
+        ({"num_box_layers": 2}, "mmdet2", "no equivalent in the format 'mmdet2': bbox_embed.layers.0"),
+        ({"num_ffn_layers": 3}, "huggingface", "no equivalent in the format 'huggingface': .*linear3"),
+        ({"num_box_layers": 4}, "huggingface", "networks of 2 linear layers and a box head of 3; .* have 2 and 4"),
+    ):
+        torch.save(DETR(5, **SMALL, **options).state_dict(), tmp_path / "model.pth")
+        target = tmp_path / ("converted" if to == "huggingface" else "converted.pth")
+        with pytest.raises(CheckpointError, match=message):
+            convert_checkpoint(tmp_path / "model.pth", target, to)
+        assert not target.exists()
 
 
 # Names of each kind, as releases of the libraries write them.
@@ -181,7 +202,7 @@ def test_missing_and_unknown_names_are_listed(weights, tmp_path):
         main(["convert", str(tmp_path / "complete.pth"), str(tmp_path / "out.pth"), "--to", "huggingface"])
 
 
-@pytest.mark.parametrize("name", ["original", *RULES])
+@pytest.mark.parametrize("name", ["original", *FORMATS])
 def test_files_of_all_formats_are_loaded(name, detr, weights, tmp_path):
     torch.save(from_original(weights, name), tmp_path / "weights.pth")
     loaded = DETR.from_pretrained(tmp_path / "weights.pth", num_heads=2)

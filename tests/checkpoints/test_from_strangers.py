@@ -110,7 +110,7 @@ HUGGINGFACE: dict[str, Any] = {
     "too few labels": {"id2label": {"0": "cat"}},
     "backbone as a number": {"backbone_config": 3},
     "dilated basic blocks": {"dilation": True},
-    "another activation": {"activation_function": "gelu"},
+    "another activation": {"activation_function": "hard_swish"},
 }
 
 

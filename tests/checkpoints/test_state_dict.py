@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import logging
 import os
@@ -184,6 +185,43 @@ def test_saved_and_loaded_again_it_is_the_same(tmp_path, small_detr):
     assert json.loads((tmp_path / "again/config.json").read_text()) == json.loads(
         (tmp_path / "config.json").read_text()
     )
+
+
+def test_options_that_weights_do_not_determine_are_saved(tmp_path, small_detr):
+    options = {
+        "activation": "gelu",
+        "box_activation": "silu",
+        "position_temperature": 20,
+        "position_normalize": False,
+        "position_scale": 1.0,
+        "position_eps": 0.5,
+        "position_offset": -0.5,
+        "num_ffn_layers": 3,
+        "num_box_layers": 2,
+    }
+    model = small_detr(**options).eval()
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert {name: saved[name] for name in options} == options
+    images = torch.randn(1, 3, 40, 40)
+    assert torch.equal(DETR.from_pretrained(tmp_path)(images).boxes, model(images).boxes)
+    for name, value in options.items():
+        default = inspect.signature(DETR).parameters[name].default
+        with pytest.raises(CheckpointError, match=f"{name}={value!r}, but (the arguments say )?{default!r}"):
+            DETR.from_pretrained(tmp_path, **{name: default})
+    named = {"backbone": "resnet_tiny", "num_heads": 2}
+    from_file = DETR.from_pretrained(tmp_path / "model.safetensors", **named, **options)
+    assert torch.equal(from_file(images).boxes, model(images).boxes)
+    with pytest.raises(CheckpointError, match="a DETR with num_ffn_layers=3, but the arguments say 2"):
+        DETR.from_pretrained(tmp_path / "model.safetensors", **named, num_ffn_layers=2)
+
+
+def test_missing_layers_of_the_box_head_are_named(tmp_path, small_detr):
+    weights = dict(small_detr().state_dict())
+    del weights["bbox_embed.layers.1.bias"], weights["bbox_embed.layers.1.weight"]
+    torch.save(weights, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"2 missing from the checkpoint: bbox_embed\.layers\.1\.weight"):
+        DETR.from_pretrained(tmp_path / "model.pth", backbone="resnet_tiny", num_heads=2)
 
 
 def test_onto_another_number_of_classes(tmp_path, small_detr, caplog):

@@ -24,6 +24,7 @@ MATCH = {
     "focal_eps": 0.0,
     "giou_eps": 0.0,
     "box_scale": 1.0,
+    "iou_kind": _C.IouKind.giou,
 }
 LOSS = {
     "class_loss": _C.ClassLoss.softmax,

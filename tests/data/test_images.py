@@ -13,6 +13,7 @@ from detr_fast import images
 from detr_fast.images import (
     ImageError,
     decode_image,
+    fit_shape,
     pad_images,
     read_image,
     resize_pixels,
@@ -242,3 +243,19 @@ def test_padding_and_mask() -> None:
 def test_padding_of_nothing() -> None:
     batch, mask = pad_images([])
     assert (batch.shape, mask.shape, mask.dtype) == ((0, 3, 0, 0), (0, 0, 0), torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "expected"),
+    [
+        ((60, 80), (64, 96), (60, 80)),
+        ((64, 96), (64, 96), (64, 96)),
+        ((96, 64), (64, 96), (64, 42)),
+        ((64, 97), (64, 96), (63, 96)),
+        ((100, 100), (64, 96), (64, 64)),
+        ((1, 500), (64, 96), (1, 96)),
+        ((500, 1), (64, 96), (64, 1)),
+    ],
+)
+def test_fit_shape(size: tuple[int, int], limit: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert fit_shape(size, limit) == expected

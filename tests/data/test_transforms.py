@@ -36,7 +36,7 @@ def _pixels(found: Labeled) -> np.ndarray:
 
 
 def test_presets() -> None:
-    detr, mmdet = Augmentation.detr(), Augmentation.mmdet()
+    detr, mmdet = Augmentation.detr(), Augmentation.mmdet3()
     assert detr.scales == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     assert (detr.max_size, detr.flip, detr.crop) == (1333, 0.5, 0.5)
     assert (detr.middle_scales, detr.crop_min, detr.crop_max) == ((400, 500, 600), 384, 600)

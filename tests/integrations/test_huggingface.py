@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from inspect import getsource
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ pytest.importorskip("transformers", reason="transformers is not installed; it is
 
 from detr_fast import ops
 from detr_fast.integrations.huggingface import accelerate, criteria, matching, restore
+from detr_fast.integrations.huggingface.comparisons import find_loss
 from detr_fast.integrations.huggingface.criteria import FastLoss
-from detr_fast.integrations.versions import UntestedVersionError, require_version
+from detr_fast.integrations.huggingface.position import FastEncoding
 
 ROOT = Path(__file__).parents[2]
 OPS = ("match_cost", "batch_linear_sum_assignment", "linear_sum_assignment", "set_loss", "sine_position_encoding")
@@ -118,13 +120,18 @@ def evaluate(function: Any, arguments: tuple[tuple, dict], dtype: torch.dtype) -
     return {"loss": loss.detach()} | {name: value.detach() for name, value in terms.items()} | gradients
 
 
+def counts_alike(function: Any, config: Any) -> bool:
+    """Whether this release of transformers computes the cardinality error as this package does."""
+    return all(finding.reason is None for finding in find_loss(function, config))
+
+
 def test_losses_and_gradients_within_twice_the_noise(family, build_model, make_batch):
     if family in HOST_LOSS:
         pytest.skip("transformers computes its losses; test_models compares its matches")
     model = build_model(family)
     arguments = record_loss(model, make_batch(family))
     original = model.loss_function
-    fast = FastLoss(original, matcher=True, loss=True)
+    fast = FastLoss(original, matcher=True, loss=True, cardinality=counts_alike(original, model.config))
     expected, found = evaluate(original, arguments, torch.float32), evaluate(fast, arguments, torch.float32)
     assert expected.keys() == found.keys()
     if family == "DFine":  # its loss over edges, which transformers computes, supports float32 only
@@ -149,6 +156,7 @@ def test_models(family, build_model, make_batch, calls):
 
     assert accelerate(model) is model
     assert model.state_dict().keys() == before.keys()
+    calls.update(dict.fromkeys(calls, 0))  # those of the comparison
     patched_loss, patched_terms = run(model, batch)
     torch.testing.assert_close(patched_loss, loss, rtol=2e-6, atol=0)
     assert patched_terms.keys() == terms.keys()
@@ -157,7 +165,8 @@ def test_models(family, build_model, make_batch, calls):
     ran = {name for name, count in calls.items() if count}
     expected = {"linear_sum_assignment"} if family in HOST_COSTS else set(MATCHING)
     expected |= set() if family in HOST_LOSS else {"set_loss"}
-    expected |= {"sine_position_encoding"} if family in SINE else set()
+    encoded = any(isinstance(module.__dict__.get("forward"), FastEncoding) for module in model.modules())
+    expected |= {"sine_position_encoding"} if encoded else set()
     expected |= {"multi_scale_deformable_attention"} if family in DEFORMABLE else set()
     assert ran == expected
     assert calls["batch_linear_sum_assignment"] <= 2  # all layers at once; Grounding DINO's encoder has its own shape
@@ -210,33 +219,36 @@ def test_each_part_alone(name, build_model, make_batch, calls):
         "deformable_attention": {"multi_scale_deformable_attention"} if name in DEFORMABLE else set(),
     }
     for part, expected in parts.items():
-        calls.update(dict.fromkeys(calls, 0))
         only = dict.fromkeys(parts, False) | {part: True}
-        patched, _ = run(accelerate(model, **only), batch)
+        accelerate(model, **only)
+        calls.update(dict.fromkeys(calls, 0))
+        patched, _ = run(model, batch)
         torch.testing.assert_close(patched, loss, rtol=2e-6, atol=0)
         assert {op for op, count in calls.items() if count} == expected, part
 
 
-def test_ten_steps_stay_together(build_model, make_batch):
-    for name in ("Detr", "DeformableDetr", "RTDetr", "LwDetr"):
-        histories = []
-        for patch in (False, True):
-            model = build_model(name)
-            if patch:
-                accelerate(model)
-            optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-            history = []
-            for step in range(10):
-                torch.manual_seed(step)
-                loss = model(**make_batch(name)).loss
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-                optimizer.step()
-                history.append(loss.item())
-            histories.append(history)
-        assert histories[1] == pytest.approx(histories[0], rel=1e-4), name
-        assert histories[0][-1] != histories[0][0]
+@pytest.mark.parametrize("name", ["Detr", "DeformableDetr", "RTDetr", "LwDetr"])
+def test_ten_steps_stay_together(name, build_model, make_batch):
+    histories = []
+    for patch in (False, True):
+        model = build_model(name)
+        if patch:
+            accelerate(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+        history = []
+        for step in range(10):
+            torch.manual_seed(step)
+            loss = model(**make_batch(name)).loss
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            if not patch and not norm.isfinite():
+                pytest.skip("the gradient of this release of transformers is not finite")
+            optimizer.step()
+            history.append(loss.item())
+        histories.append(history)
+    assert histories[1] == pytest.approx(histories[0], rel=1e-4)
+    assert histories[0][-1] != histories[0][0]
 
 
 def test_what_is_saved_is_unchanged(build_model, tmp_path):
@@ -342,6 +354,8 @@ def test_non_finite_costs_lose_and_bad_boxes_are_named(build_model, make_batch):
     args[0] = args[0].detach().clone()
     args[0][0, :3] = float("nan")
     found = []
+    if "nan_to_num" not in getsource(model.loss_function.__globals__["HungarianMatcher"]):
+        pytest.skip("this release of transformers raises an error")
     for function in (model.loss_function, FastLoss(model.loss_function, matcher=True, loss=True)):
         found.append(function(*args, **kwargs)[1])
     torch.testing.assert_close(found[1]["loss_bbox"], found[0]["loss_bbox"])
@@ -358,15 +372,6 @@ def test_models_we_do_not_know(build_model):
     model.loss_function = lambda *args, **kwargs: None
     with pytest.raises(ValueError, match="without a custom loss_function"):
         accelerate(model)
-
-
-def test_untested_versions_are_refused():
-    with pytest.raises(
-        UntestedVersionError, match=r"transformers 5\.23\.\d+ is installed.*tested releases are 4\.1\.\*, 4\.2\.\*"
-    ):
-        require_version("transformers", ("4.1", "4.2"))
-    with pytest.raises(UntestedVersionError, match="no-such-package is not installed"):
-        require_version("no-such-package", ("1.0",))
 
 
 @pytest.mark.slow

@@ -98,17 +98,23 @@ def test_outputs_and_gradients(name, options, build_model, make_batch, calls):
     outputs, gradients = evaluate(model, inputs)
     assert not calls
     accelerate(model, position_encoding=False)
+    calls.clear()  # those of the comparison
     found, found_gradients = evaluate(model, inputs)
     assert calls == [options.get("decoder_method", "default")] * CALLS[name]
     torch.testing.assert_close(found, outputs, rtol=1e-8, atol=1e-9)
-    largest = max(float(g.abs().max()) for g in gradients.values() if g is not None)
+    largest = max(float(g.nan_to_num().abs().max()) for g in gradients.values() if g is not None)
     for parameter, gradient in gradients.items():
         message = f"gradient of {parameter}"
         if gradient is None:
             assert found_gradients[parameter] is None, message
         else:
             torch.testing.assert_close(
-                found_gradients[parameter], gradient, rtol=1e-7, atol=1e-11 * largest, msg=message
+                found_gradients[parameter],
+                gradient,
+                rtol=1e-7,
+                atol=1e-11 * largest,
+                equal_nan=True,  # LW-DETR of transformers 5.0 has such a gradient
+                msg=message,
             )
 
     restore(model)
@@ -124,7 +130,9 @@ def test_attention_weights_are_returned(name, build_model, make_batch, calls):
     model, inputs = prepare(build_model(name, attn_implementation="eager"), make_batch(name), torch.float32)
     with torch.inference_mode():
         expected = model(**inputs, output_attentions=True)
-        found = accelerate(model)(**inputs, output_attentions=True)
+        accelerate(model)
+        calls.clear()
+        found = model(**inputs, output_attentions=True)
     assert len(calls) == CALLS[name]
     names = [key for key in expected if "attentions" in key and expected[key] is not None]
     assert names
@@ -143,7 +151,9 @@ def test_bfloat16(name, autocast, build_model, make_batch, calls):
         model(**inputs)
         hook.remove()
         _, arguments, options, (expected, expected_weights) = recorded[0]
-        accelerate(model)(**inputs)
+        accelerate(model)
+        calls.clear()
+        model(**inputs)
         found, weights = attention(*arguments, **options)
     assert len(calls) == CALLS[name] + 1
     assert found.dtype == torch.bfloat16

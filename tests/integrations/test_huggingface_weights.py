@@ -105,12 +105,32 @@ def test_auxiliary_outputs_of_transformers(huggingface, batch, tmp_path):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+def test_the_activation_of_transformers_is_taken_over_and_converted(huggingface, backbone, batch, tmp_path):
+    from transformers import DetrForObjectDetection
+
+    config = deepcopy(huggingface.config)
+    config.activation_function = "gelu"
+    host = DetrForObjectDetection(config).eval()
+    host.load_state_dict(huggingface.state_dict())
+    host.save_pretrained(tmp_path / "saved")
+    model = DETR.from_pretrained(tmp_path / "saved")
+    assert_the_same(model, host, batch)
+    with pytest.raises(CheckpointError, match="trained with activation='gelu', but 'relu' is given"):
+        DETR.from_pretrained(tmp_path / "saved", activation="relu")
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    options = {"num_heads": 4, "norm_between_layers": config.auxiliary_loss, "activation": "gelu"}
+    convert_checkpoint(tmp_path / "model.pth", tmp_path / "converted", backbone, **options)
+    assert_the_same(model, DetrForObjectDetection.from_pretrained(tmp_path / "converted").eval(), batch)
+
+
 def test_other_networks_of_transformers_are_refused(huggingface, tmp_path):
     huggingface.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    for changed in ({"activation_function": "gelu"}, {"decoder_attention_heads": 2}, {"d_model": 64}):
+    for changed in ({"activation_function": "gelu_new"}, {"decoder_attention_heads": 2}, {"d_model": 64}):
         (tmp_path / "config.json").write_text(json.dumps(config | changed))
-        with pytest.raises(CheckpointError, match=r"only .* is supported|weights are those of a DETR"):
+        with pytest.raises(
+            CheckpointError, match=r"only .* is supported|activation must be one|weights are those of a DETR"
+        ):
             DETR.from_pretrained(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,18 @@ COSTS = {
         {"type": "BBoxL1Cost", "weight": 5.0, "box_format": "xywh"},
         {"type": "IoUCost", "iou_mode": "giou", "weight": 2.0},
     ],
-    "unsupported": [
+    "iou": [
         {"type": "ClassificationCost", "weight": 1.0},
         {"type": "IoUCost", "iou_mode": "iou", "weight": 2.0},
+    ],
+    "iof": [
+        {"type": "FocalLossCost", "weight": 2.0},
+        {"type": "IoUCost", "iou_mode": "iof", "weight": 5.0},
+    ],
+    "unsupported": [
+        {"type": "ClassificationCost", "weight": 1.0},
+        {"type": "BBoxL1Cost", "weight": 5.0},
+        {"type": "BBoxL1Cost", "weight": 5.0, "box_format": "xywh"},
     ],
 }
 
@@ -92,7 +102,7 @@ def test_the_assigner(fast, costs, count):
     assert found.labels.tolist() == expected.labels.tolist()
 
 
-@pytest.mark.parametrize("costs", ["shipped", "corners", "focal"])
+@pytest.mark.parametrize("costs", ["shipped", "corners", "focal", "iou", "iof"])
 def test_the_costs(fast, costs):
     from mmdet.registry import TASK_UTILS
     from mmengine.structures import InstanceData
@@ -141,6 +151,7 @@ def test_the_head(fast, costs, options, counts, monkeypatch):
     results = []
     for head in build_heads(costs, **{k: dict(v) for k, v in options.items()}):
         logits, boxes = make_predictions(len(counts), head.cls_out_channels)
+        calls.clear()  # those of the comparison
         losses = head.loss_by_feat(logits, boxes, *make_instances(counts))
         sum(losses.values()).backward()
         results.append({**losses, "logits": logits.grad, "boxes": boxes.grad})
@@ -181,6 +192,8 @@ def test_the_positional_encoding(fast, options):
     mask = torch.zeros(2, 5, 7)
     mask[1, 3:] = 1
     torch.testing.assert_close(integrated(mask), host(mask), rtol=0, atol=2e-6)
+    if "input" not in signature(type(host).forward).parameters:
+        return  # in releases before 3.2 there is always a mask
     features = torch.zeros(2, 4, 5, 7)
     torch.testing.assert_close(integrated(None, features), host(None, features), rtol=0, atol=2e-6)
 
@@ -307,6 +320,7 @@ def test_deformable_detectors(fast, kind, calls):
     images, samples = make_samples()
     host, integrated = shipped(DEFORMABLE[kind], kind), shipped(DEFORMABLE[kind], f"Fast{kind}")
     assert integrated.load_state_dict(host.state_dict())
+    calls.update(dict.fromkeys(calls, 0))  # those of the comparison
     results = []
     for detector in (host, integrated):
         assert not any(calls.values())
@@ -340,6 +354,7 @@ def test_a_detector_that_is_built_already(fast, calls):
         expected = detector(images, samples, mode="tensor")
         assert not any(calls.values())
         assert fast.accelerate(detector) is detector
+        calls.update(dict.fromkeys(calls, 0))  # those of the comparison
         found = detector(images, samples, mode="tensor")
         assert calls == {"fused_deformable_attention": 4, "sine_position_encoding": 4}
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

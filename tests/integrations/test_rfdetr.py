@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -90,7 +91,9 @@ def test_ours_runs_once_for_all_layers(rfdetr, build_criterion, monkeypatch):
         monkeypatch.setattr(ops, name, partial(counted, name, getattr(ops, name)))
     criterion = build_criterion()
     keys = criterion.state_dict().keys()
-    evaluate(rfdetr.accelerate(criterion), (3, 0, 5))
+    rfdetr.accelerate(criterion)
+    counts.update(dict.fromkeys(counts, 0))  # those of the comparison
+    evaluate(criterion, (3, 0, 5))
     assert set(counts.values()) == {1}
     evaluate(pickle.loads(pickle.dumps(criterion)), (3, 0, 5))
     assert set(counts.values()) == {2}
@@ -172,6 +175,8 @@ def build_decoder(rfdetr) -> nn.Module:
         bbox_reparam=True,
         lite_refpoint_refine=True,
     )
+    if not hasattr(transformer.decoder, "bbox_embed"):
+        transformer.decoder.bbox_embed = None  # which the model adds in releases before 1.8
     for module in transformer.modules():
         if isinstance(module, rfdetr.MSDeformAttn):
             for layer, scale in ((module.sampling_offsets, 1.0), (module.attention_weights, 0.5)):
@@ -218,8 +223,9 @@ def attentions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_attention_of_the_decoder(rfdetr, attentions):
     transformer = build_decoder(rfdetr)
     outputs, gradients = decode(transformer)
-    assert rfdetr.accelerate(transformer) is transformer
     assert not attentions
+    assert rfdetr.accelerate(transformer) is transformer
+    attentions.clear()  # those of the comparison
     found, found_gradients = decode(transformer)
     assert len(attentions) == 2
     torch.testing.assert_close(found, outputs, rtol=1e-9, atol=1e-10)
@@ -247,7 +253,10 @@ def test_one_attention(rfdetr, attentions, coordinates, levels):
     arguments = query, references, features, torch.tensor(SHAPES), torch.tensor([0, 48]), padding
     expected = attention(*arguments)
     rfdetr.accelerate(attention)
+    attentions.clear()  # those of the comparison
     torch.testing.assert_close(attention(*arguments), expected, rtol=1e-5, atol=1e-5)
+    if "input_spatial_shapes_hw" not in signature(rfdetr.MSDeformAttn.forward).parameters:
+        return  # in releases before 1.8 the shapes are in a tensor only
     torch.testing.assert_close(attention(*arguments, SHAPES), expected, rtol=1e-5, atol=1e-5)
     assert len(attentions) == 2
     with pytest.raises(ValueError, match="value has 60 rows"):

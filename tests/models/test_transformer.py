@@ -11,9 +11,9 @@ from detr_fast.models.transformer import Attention, Transformer
 DIM, HEADS, FEED_FORWARD = 16, 4, 24
 
 
-def build(pre_norm: bool, dropout: float = 0.0) -> Transformer:
+def build(pre_norm: bool, dropout: float = 0.0, **options) -> Transformer:
     torch.manual_seed(0)
-    transformer = Transformer(DIM, HEADS, 2, 3, FEED_FORWARD, dropout, pre_norm).double()
+    transformer = Transformer(DIM, HEADS, 2, 3, FEED_FORWARD, dropout, pre_norm, **options).double()
     for parameter in transformer.parameters():  # biases and norms too, so that a forgotten one shows
         nn.init.normal_(parameter, std=0.3)
     return transformer
@@ -38,9 +38,10 @@ class SlowAttention:
 
 
 def feed_forward(layer, x):
-    return F.linear(
-        F.linear(x, layer.linear1.weight, layer.linear1.bias).relu(), layer.linear2.weight, layer.linear2.bias
-    )
+    *hidden, last = (module for name, module in layer.named_children() if name.startswith("linear"))
+    for linear in hidden:
+        x = getattr(F, layer.activation)(F.linear(x, linear.weight, linear.bias))
+    return F.linear(x, last.weight, last.bias)
 
 
 def slow_post_norm(t: Transformer, x, position, query_position, padding):
@@ -75,8 +76,9 @@ def slow_pre_norm(t: Transformer, x, position, query_position, padding):
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
-def test_equals_torchs_own_attention_with_the_layers_written_out(pre_norm):
-    transformer = build(pre_norm)
+@pytest.mark.parametrize("options", [{}, {"activation": "gelu", "num_ffn_layers": 4}, {"activation": "silu"}])
+def test_equals_torchs_own_attention_with_the_layers_written_out(pre_norm, options):
+    transformer = build(pre_norm, **options)
     features, position, query_position, padding = inputs()
     slow = slow_pre_norm if pre_norm else slow_post_norm
     expected = slow(transformer, features, position, query_position, padding)

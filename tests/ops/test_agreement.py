@@ -97,6 +97,11 @@ def _of_any_weights(kinds: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
 
 def _costs() -> Iterator[Any]:
     inputs = [*_of_any_weights(COSTS)]
+    for kind in ("iou", "iof"):
+        for name, rows in BOXES.items():
+            for eps in (0.0, 1e-6):
+                changed = replace(COSTS["softmax"], iou_kind=kind, giou_eps=eps)
+                inputs.append((f"boxes with {name}, {kind}, eps {eps}", partial(_boxes, *rows), changed))
     for eps in (0.0, 1e-30, 1e-20):
         weights = replace(COSTS["focal"], focal_eps=eps)
         for x in (37.0, -37.0, 90.0, -90.0):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tests.ops.conformance import host_backends
 CASES = "ABCDEFT"
 BACKENDS = host_backends("match_cost")
 PRESETS = [MatchWeights.detr(), MatchWeights.mmdet2(), MatchWeights.deformable()]
+OVERLAPS = [replace(weights, iou_kind=kind) for weights in PRESETS for kind in ("iou", "iof")]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -68,11 +70,15 @@ def _slow_cost(logits, boxes, target_label, target_box, weights: MatchWeights) -
     inter = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
     union = max(eps, (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
     hull = max(eps, (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1])))
-    giou = inter / union - (hull - union) / hull
-    return weights.cost_class * cost_class + weights.cost_bbox * l1 - weights.cost_giou * giou
+    overlap = {
+        "giou": inter / union - (hull - union) / hull,
+        "iou": inter / union,
+        "iof": inter / max(eps, (a[2] - a[0]) * (a[3] - a[1])),
+    }[weights.iou_kind]
+    return weights.cost_class * cost_class + weights.cost_bbox * l1 - weights.cost_giou * overlap
 
 
-@pytest.mark.parametrize("weights", PRESETS)
+@pytest.mark.parametrize("weights", [*PRESETS, *OVERLAPS])
 def test_presets_against_plain_python(weights, random_targets):
     torch.manual_seed(1)
     logits, boxes = torch.randn(2, 3, 5, 4, dtype=torch.float64), torch.rand(2, 3, 5, 4, dtype=torch.float64)
@@ -92,7 +98,7 @@ def test_presets_against_plain_python(weights, random_targets):
                 assert cost[layer, t, q].item() == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("weights", PRESETS)
+@pytest.mark.parametrize("weights", [*PRESETS, *OVERLAPS])
 def test_degenerate_boxes_have_finite_costs(weights, random_targets):
     targets = Targets.from_list([{"labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.0, 0.0]])}])
     boxes = torch.tensor([[[[0.5, 0.5, 0.0, 0.0], [0.1, 0.1, 0.0, 0.3]]]])
@@ -106,6 +112,38 @@ def test_low_precision_inputs_are_computed_in_float32(dtype, random_targets):
     cost = ops.match_cost(logits, boxes, targets)
     assert cost.dtype == torch.float32
     assert torch.equal(cost, ops.match_cost(logits.float(), boxes.float(), targets))
+
+
+@pytest.mark.parametrize("l1", ["xyxy", "xywh"])
+@pytest.mark.parametrize("mode", ["giou", "iou", "iof"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_costs_and_matches_equal_those_of_mmdetection(golden, l1, mode, backend):
+    arrays = {name: torch.from_numpy(x) for name, x in golden("mmdet_2_11").items() if name.startswith(("cost", "ass"))}
+    height, width = 130, 150
+    corners = arrays["cost/gt_bboxes"] / torch.tensor([width, height, width, height])
+    boxes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
+    targets = Targets.from_list([{"labels": arrays["cost/gt_labels"], "boxes": boxes.float()}])
+    weights = MatchWeights(
+        0.2,
+        0.5,
+        3.0,
+        l1_format="xyxy" if l1 == "xyxy" else "cxcywh",
+        iou_kind=mode,
+        giou_eps=1e-6,
+        box_scale=math.sqrt(height * width),
+    )
+    logits, predicted = arrays["cost/logits"][None, None], arrays["cost/boxes"][None, None]
+    cost = ops.match_cost(logits, predicted, targets, weights=weights, backend=backend)
+    expected = arrays["cost/class"] + arrays[f"cost/l1 {l1}"] + arrays[f"cost/{mode}"]  # [Q,T]
+    torch.testing.assert_close(cost[0], expected.T, rtol=0, atol=2e-6)  # targets are float32
+    assigned = arrays[f"assigned/l1 {l1}, {mode}/gt_inds"]
+    query = ops.batch_linear_sum_assignment(cost, targets)[0]
+    assert torch.equal(assigned[query], torch.arange(1, 7))
+
+
+def test_an_unknown_overlap_is_refused():
+    with pytest.raises(ValueError, match="iou_kind must be one of giou, iou, iof, got 'diou'"):
+        MatchWeights(iou_kind="diou")
 
 
 def test_no_graph_is_kept(random_targets):

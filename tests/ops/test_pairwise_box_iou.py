@@ -12,6 +12,9 @@ def _slow_iou(a, b, kind):
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
     iou = width * height / union if union else 0.0
+    if kind == "iof":
+        area = (a[2] - a[0]) * (a[3] - a[1])
+        return width * height / area if area else 0.0
     hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
     return iou if kind == "iou" else iou - ((hull - union) / hull if hull else 0.0)
 
@@ -21,7 +24,7 @@ def _corners(*shape: int) -> torch.Tensor:
     return torch.cat((low, low + torch.rand(*shape, 2, dtype=torch.float64)), -1)
 
 
-@pytest.mark.parametrize("kind", ["iou", "giou"])
+@pytest.mark.parametrize("kind", ["iou", "giou", "iof"])
 def test_iou_against_plain_python(kind):
     boxes1, boxes2 = _corners(2, 5), _corners(2, 7)
     boxes2[0, 3] = boxes1[0, 2]  # identical
@@ -46,7 +49,7 @@ def test_formats_agree():
     torch.testing.assert_close(corners, from_centres)
 
 
-@pytest.mark.parametrize("kind", ["iou", "giou"])
+@pytest.mark.parametrize("kind", ["iou", "giou", "iof"])
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
 def test_iou_gradients(kind, eps):
     boxes1, boxes2 = _corners(3).requires_grad_(), _corners(4).requires_grad_()

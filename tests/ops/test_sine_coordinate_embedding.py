@@ -112,3 +112,9 @@ def test_coordinates_of_low_precision_are_embedded_in_float32(dtype):
 def test_bad_arguments_with_coordinates(arguments, message):
     with pytest.raises(ValueError, match=message):
         ops.sine_coordinate_embedding(**{"coordinates": torch.zeros(1, 2), **arguments})
+
+
+@pytest.mark.parametrize("name", ["temperature", "scale"])
+def test_what_is_no_number_is_named(name):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got 'x'"):
+        ops.sine_coordinate_embedding(torch.zeros(3, 2), 4, **{name: "x"})

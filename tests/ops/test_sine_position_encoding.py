@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from detr_fast import ops
+from detr_fast.models.position_encoding import SinePositionEncoding
 
 NAME = re.compile(
     r"(?P<source>official|hf_deformable)_(?P<precision>f32|f64)/(?P<mask>\w+)/N(?P<n>\d+)/norm(?P<norm>\d)"
@@ -109,3 +110,13 @@ def test_bad_arguments(arguments, message):
     arguments = {"mask": torch.zeros(1, 2, 2, dtype=torch.bool), **arguments}
     with pytest.raises(ValueError, match=message):
         ops.sine_position_encoding(**arguments)
+
+
+@pytest.mark.parametrize("name", ["temperature", "scale", "eps", "offset"])
+@pytest.mark.parametrize("value", ["x", None, True, torch.ones(2)])
+def test_what_is_no_number_is_named(name, value):
+    mask = torch.zeros(1, 2, 2, dtype=torch.bool)
+    with pytest.raises(TypeError, match=f"{name} must be a number, got {re.escape(repr(value))}"):
+        ops.sine_position_encoding(mask, 4, **{name: value})
+    with pytest.raises(TypeError, match=f"{name} must be a number"):
+        SinePositionEncoding(4, **{name: value})

@@ -2,17 +2,24 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch._subclasses import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from detr_fast import SetCriterion
-from detr_fast.data import CocoDetection, Resize, check_dataset, collate, make_shapes
-from detr_fast.training import TrainingError, coco_metrics
+from detr_fast import SetCriterion, Targets
+from detr_fast.data import Batch, CocoDetection, Resize, check_dataset, collate, make_shapes
+from detr_fast.models import postprocess
+from detr_fast.training import TrainingError, coco_metrics, evaluation
 from detr_fast.training.coco import METRICS, CocoEvaluation
 from detr_fast.training.evaluation import detect, evaluate
 from detr_fast.training.loading import build_eval_data
@@ -196,3 +203,140 @@ def folder_of_three(tmp_path):
         entry["image_id"] //= 10
     folder.write()
     return folder
+
+
+def _eval_batches(shapes, batch_size: int):
+    dataset, loader = build_eval_data(
+        shapes / "train",
+        shapes / "annotations/instances_train.json",
+        Accelerator(cpu=True),
+        transform=Resize(48),
+        categories=None,
+        batch_size=batch_size,
+        num_workers=0,
+        orientation="upright",
+    )
+    return dataset, list(loader)
+
+
+@torch.inference_mode()
+def _detect_one_by_one(model, batches, dataset) -> np.ndarray:
+    rows = []
+    for packed in batches:
+        batch = packed.to("cpu")
+        output = model(batch.images, batch.padding)
+        results = postprocess(output.pred_logits, output.pred_boxes, batch.original_sizes)
+        for image_id, result in zip(batch.image_ids, results, strict=True):
+            for box, score, label in zip(*(result[key].tolist() for key in ("boxes", "scores", "labels")), strict=True):
+                x, y, right, bottom = box
+                rows.append([dataset.image_ids.index(image_id), x, y, right - x, bottom - y, score, label])
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_detections_are_those_of_one_image_after_the_other(shapes, small_detr, batch_size):
+    dataset, batches = _eval_batches(shapes, batch_size)
+    model = small_detr().train()
+    found, _ = detect(model, batches, dataset, Accelerator(cpu=True))
+    assert model.training
+    assert found.dtype == np.float64
+    assert np.array_equal(found, _detect_one_by_one(model.eval(), batches, dataset))
+
+
+def test_batches_without_a_readable_image_have_no_detections(shapes, small_detr):
+    dataset, batches = _eval_batches(shapes, 4)
+    found, _ = detect(small_detr(), [collate([None]), *batches, collate([])], dataset, Accelerator(cpu=True))
+    assert np.array_equal(found, detect(small_detr(), batches, dataset, Accelerator(cpu=True))[0])
+    assert detect(small_detr(), [collate([None])], dataset, Accelerator(cpu=True))[0].shape == (0, 7)
+
+
+class CopyCounter(TorchFunctionMode):
+    """Counts the calls with which the host reads a tensor of a device."""
+
+    READS = ("cpu", "item", "tolist", "__bool__", "__float__", "__int__", "__index__")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        self.calls[name] += name in self.READS
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 12])
+def test_an_evaluation_is_read_back_once(shapes, small_detr, batch_size):
+    dataset, batches = _eval_batches(shapes, batch_size)
+    model = small_detr()
+    with CopyCounter() as counter:
+        detect(model, batches, dataset, Accelerator(cpu=True))
+    assert +counter.calls == {"cpu": 1}
+
+
+class TransferRecorder(TorchDispatchMode):
+    """Records the ops that copy between devices, and those with which the host waits for a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function.name().split(".")[0]
+        source, *_ = [x.device.type for x in args if isinstance(x, torch.Tensor)] or [""]
+        if source and isinstance(result, torch.Tensor) and result.device.type != source:
+            self.ops.append(f"{source} to {result.device.type}")
+        if name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select"):
+            self.ops.append(name)
+        return result
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """A batch that is on the device already."""
+
+    batch: Batch
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def to(self, device: torch.device, memory_format: torch.memory_format) -> Batch:
+        return self.batch
+
+
+@dataclass(frozen=True)
+class FakeAccelerator:
+    """What an evaluation needs of an accelerator, for tensors without values."""
+
+    device: torch.device
+    autocast: Any = contextlib.nullcontext
+
+
+class Stopped(Exception):
+    """The detections have reached the host, where those of tensors without values end."""
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_an_evaluation_with_fake_tensors_copies_once(shapes, small_detr, monkeypatch, is_padded):
+    dataset, _ = _eval_batches(shapes, 4)
+    shapes_of_rows = []
+
+    def stop(found: torch.Tensor, images: list[int], sizes: list[tuple[int, int]]) -> None:
+        shapes_of_rows.append((found.device.type, tuple(found.shape), images, sizes))
+        raise Stopped
+
+    monkeypatch.setattr(evaluation, "_rows", stop)
+    device = torch.device("meta")
+    with FakeTensorMode(), torch.device(device):
+        model = small_detr(backbone="resnet18")
+        images, mask = torch.empty(2, 3, 48, 64), torch.empty(2, 48, 64, dtype=torch.bool)
+        targets = Targets(
+            torch.empty(0, dtype=torch.int64), torch.empty(0, 4), [0, 0], torch.empty(3, dtype=torch.int32)
+        )
+        ids = dataset.image_ids
+        batches = [OnDevice(Batch(images, mask, is_padded, targets, ids[i : i + 2], [(32, 32)] * 2)) for i in (0, 2, 4)]
+        with TransferRecorder() as recorder, pytest.raises(Stopped):
+            detect(model, batches, dataset, FakeAccelerator(device))
+    assert recorder.ops == ["meta to cpu"]
+    assert shapes_of_rows == [("cpu", (6, 5, 6), [0, 1, 2, 3, 4, 5], [(32, 32)] * 6)]

@@ -58,12 +58,9 @@ def test_a_step_with_fake_tensors_needs_no_number(config, small_detr, device, mo
     with FakeTensorMode(), torch.device(accelerator.device):
         state = RunState(small_detr(), settings, accelerator, steps_per_epoch=3)
         monitor = LossMonitor()
-        step = TrainingStep(state, SetCriterion(), monitor, settings.optim)
+        step = TrainingStep(state, SetCriterion(), monitor, settings)
         for index in range(6):
-            last = index % 2 == 1
-            step.accumulate(_fake_batch(accelerator.device), last=last)
-            if last:
-                state.step()
+            step(_fake_batch(accelerator.device), last=index % 2 == 1)
         assert state.learning_rate < settings.optim.lr
         with pytest.raises(DataDependentOutputException):
             monitor.means()
@@ -109,11 +106,10 @@ def _move(batch: Batch, device: str, memory_format: torch.memory_format) -> Batc
 def _losses(settings, model, batches, *, device: str = "cpu") -> list[float]:
     accelerator = build_accelerator(mixed_precision="no", device=device)
     state, monitor = RunState(model, settings, accelerator, steps_per_epoch=3), LossMonitor()
-    step = TrainingStep(state, SetCriterion(), monitor, settings.optim)
+    step = TrainingStep(state, SetCriterion(), monitor, settings)
     losses = []
     for batch in batches:
-        step.accumulate(_move(batch, device, state.memory_format), last=True)
-        state.step()
+        step(_move(batch, device, state.memory_format), last=True)
         losses.append(monitor.means()["loss"])
     return losses
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detr_fast import DETR
 from detr_fast.data import DataError
@@ -27,15 +29,19 @@ def _same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_run_leaves_what_it_promises(config):
+def test_a_run_leaves_what_it_promises(config, capsys):
     settings = config(ema_decay=0.99, checkpoint_every=1)
     metrics = Trainer(settings).run()
+    assert re.search(r"epoch 2/2.*loss \d+\.\d{3}, best AP \d\.\d{3}, lr", capsys.readouterr().err)
     output = Path(settings.output)
-    assert json.loads((output / "metrics.json").read_text())["AP50"] == metrics["AP50"]
+    metrics_file = json.loads((output / "metrics.json").read_text())
+    assert metrics_file["AP50"] == metrics["AP50"]
     records = read_metrics(output / "metrics.jsonl")
     assert [r["step"] for r in records if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
-    assert [r["step"] for r in records if r["kind"] == "eval"] == [3, 6]
-    assert all(0 < r["loss"] < 100 for r in records if r["kind"] == "eval")
+    evaluations = [r for r in records if r["kind"] == "eval"]
+    assert [r["step"] for r in evaluations] == [3, 6]
+    assert 0 < evaluations[0]["seconds"] < evaluations[1]["seconds"] == metrics_file["seconds"]
+    assert all(0 < r["loss"] < 100 for r in evaluations)
     assert {"loss", "loss_ce_0", "class_error", "lr", "images_per_second", "grad_norm"} <= records[0].keys()
     for name in ("training_images", "curves", "predictions", "precision_recall", "confusion_matrix"):
         with Image.open(output / f"{name}.png") as image:
@@ -82,16 +88,16 @@ def test_stopping_and_resuming_changes_nothing(config, tmp_path, stop_after, mon
 
     settings = config(output=str(tmp_path / "parts"), **options)
     first = Trainer(settings)
-    step = first.state.step
+    advance = first.state.advance
 
-    def step_then_ask() -> None:
-        step()
+    def advance_then_ask() -> None:
+        advance()
         if first.state.progress.step + 1 == stop_after:
             import signal
 
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(first.state, "step", step_then_ask)
+    monkeypatch.setattr(first.state, "advance", advance_then_ask)
     with pytest.raises(Stopped, match=f"stopped by SIGTERM after step {stop_after}; the checkpoint is .*last"):
         first.run()
     second = Trainer(settings, resume=True)
@@ -100,7 +106,7 @@ def test_stopping_and_resuming_changes_nothing(config, tmp_path, stop_after, mon
     assert _same(_weights(complete), _weights(second))
     logged = [
         [
-            {k: v for k, v in r.items() if k != "images_per_second"}
+            {k: v for k, v in r.items() if k not in ("images_per_second", "seconds")}
             for r in read_metrics(tmp_path / run / "metrics.jsonl")
         ]
         for run in ("complete", "parts")
@@ -117,6 +123,46 @@ def test_a_finished_run_can_be_made_longer(config):
     assert longer.state.progress.step == 6
     # Nothing is left to train: the model is scored again.
     assert "AP50" in Trainer(config(epochs=2), resume=True).run()
+
+
+@pytest.mark.slow
+def test_a_run_ends_early_without_progress(config, capsys):
+    """Without a learning rate, no evaluation is better than the first."""
+    settings = config(epochs=9, patience=2, lr=0.0, backbone_lr=0.0)
+    trainer = Trainer(settings)
+    trainer.run()
+    assert (trainer.state.progress.epoch, trainer.state.progress.evaluations_since_best) == (3, 2)
+    assert "AP has not risen for 2 evaluations; the run ends early" in capsys.readouterr().out
+    evaluations = [r["epoch"] for r in read_metrics(Path(settings.output) / "metrics.jsonl") if r["kind"] == "eval"]
+    assert evaluations == [0, 1, 2]
+    again = Trainer(settings, resume=True)
+    again.run()
+    assert again.state.progress.epoch == 3
+    longer = Trainer(config(epochs=5, lr=0.0, backbone_lr=0.0), resume=True)
+    longer.run()
+    assert longer.state.progress.epoch == 5
+
+
+@pytest.mark.slow
+def test_records_reach_the_trackers(config):
+    """Accelerate's tracker for TensorBoard stands for all of them."""
+    settings = config(trackers=["tensorboard"], epochs=1)
+    Trainer(settings).run()
+    events = EventAccumulator(str(Path(settings.output) / "detr_fast")).Reload()
+    records = [r for r in read_metrics(Path(settings.output) / "metrics.jsonl") if r["kind"] == "train"]
+    logged = events.Scalars("train/loss")
+    assert [(event.step, pytest.approx(event.value, rel=1e-6)) for event in logged] == [
+        (r["step"], r["loss"]) for r in records
+    ]
+    assert len(events.Scalars("eval/AP50")) == 1
+
+
+@pytest.mark.parametrize(
+    ("tracker", "message"), [("wandp", "no tracker 'wandp'; it has .*wandb"), ("comet_ml", "comet_ml is not installed")]
+)
+def test_trackers_that_cannot_log_are_refused(config, tracker, message):
+    with pytest.raises(ConfigError, match=message):
+        Trainer(config(trackers=[tracker]))
 
 
 def test_a_rate_that_is_never_lowered_is_told(config, tmp_path, caplog):
@@ -176,15 +222,15 @@ def test_a_full_disk_costs_no_checkpoint_and_no_training(config, caplog):
     settings = config(checkpoint_steps=1, epochs=1)
     trainer = Trainer(settings)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    step = trainer.state.step
+    advance = trainer.state.advance
 
     def fill_the_disk_at_step_2() -> None:
-        step()
+        advance()
         # Writes beyond this size fail with an OSError, as they do on a full disk.
         limit = 20_000 if trainer.state.progress.step == 1 else soft
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
 
-    trainer.state.step = fill_the_disk_at_step_2
+    trainer.state.advance = fill_the_disk_at_step_2
     try:
         with caplog.at_level(logging.WARNING):
             trainer.run()
@@ -274,7 +320,7 @@ def test_a_truncated_image_is_replaced_and_reported(config, shapes, tmp_path):
     trainer = Trainer(config(train_images=str(broken), epochs=1))
     with pytest.warns(RuntimeWarning, match="unreadable image"):
         trainer.run()
-    assert "1 x unreadable image" in trainer.data.dataset.describe()
+    assert "1 x unreadable image" in trainer.data.train.dataset.describe()
 
 
 PARTS = {

@@ -7,21 +7,26 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, TypeVar
 
 from torch import nn
 
-from detr_fast.integrations.huggingface.attention import replace_attention, restore_attention
+from detr_fast.integrations.evidence import Finding, report
+from detr_fast.integrations.huggingface.attention import attentions, replace_attention, restore_attention
+from detr_fast.integrations.huggingface.comparisons import (
+    find_assignment,
+    find_attention,
+    find_encoding,
+    find_loss,
+    find_matcher,
+)
 from detr_fast.integrations.huggingface.criteria import FAMILIES, FastLoss
 from detr_fast.integrations.huggingface.position import FastEncoding, encoding_options
-from detr_fast.integrations.huggingface.rebinding import FastAssignment
-from detr_fast.integrations.versions import require_version
+from detr_fast.integrations.huggingface.rebinding import MATCHER_MODULES, FastAssignment
 
-__all__ = ["TESTED_VERSIONS", "accelerate", "restore"]
+__all__ = ["accelerate", "restore"]
 
-TESTED_VERSIONS = ("5.23",)
-
-MATCHER_MODULES = ("Mask2FormerHungarianMatcher", "MaskFormerHungarianMatcher")  # are submodules of the model
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -32,12 +37,17 @@ def accelerate(
     loss: bool = True,
     position_encoding: bool = True,
     deformable_attention: bool = True,
+    check: bool = True,
 ) -> Model:
     """Run a detector on the ops of this package; outputs, losses, gradients and matches do not change.
 
     The model is modified in place, and other instances are not affected. Its parameters, buffers, submodules,
     configuration, and the files that ``save_pretrained`` writes do not change. Call it before the model is wrapped or
-    compiled. A second call replaces the selection of the first.
+    compiled, and with several processes in all of them. A second call replaces the selection of the first.
+
+    A part is taken from any release of transformers that computes it as this package does. What is replaced is
+    compared by its parameters and, once per process, by its results on small random inputs. Parts that differ are left
+    to transformers, and a warning in the log names them with the difference.
 
     Args:
         model: A model for object detection or segmentation of a supported family, or any model with multi-scale
@@ -48,35 +58,55 @@ def accelerate(
         position_encoding: Whether to compute the sine position encoding of the padding mask.
         deformable_attention: Whether to sample the values of multi-scale deformable attention by
             :func:`detr_fast.ops.multi_scale_deformable_attention`, in training and in inference.
+        check: Whether to compare the parts; otherwise every part that exists is replaced.
 
     Returns:
         The model.
 
     Raises:
-        UntestedVersionError: The installed release of transformers is not tested.
         ValueError: The model has no part that can be replaced.
     """
-    require_version("transformers", TESTED_VERSIONS)
     restore(model)
     matchers = [module for module in model.modules() if type(module).__name__ in MATCHER_MODULES]
     loss_function = _loss_function(model)
-    has_attention = deformable_attention and replace_attention(model)
-    if loss_function is None and not matchers and not has_attention:
+    sampled = attentions(model) if deformable_attention else []
+    if loss_function is None and not matchers and not sampled:
         raise ValueError(
             f"{type(model).__name__} has no multi-scale deformable attention and none of the supported loss functions: "
             f"{', '.join(FAMILIES)}. Pass the model before it is wrapped or compiled, and without a custom "
             "loss_function"
         )
+    findings: list[Finding] = []
+
+    def agrees(*found: Finding) -> bool:
+        findings.extend(found)
+        return found[0].reason is None
+
+    for module, name in sampled:
+        if not check or agrees(find_attention(type(module), name)):
+            replace_attention(module, name)
     if loss_function is not None and (matcher or loss):
-        model.loss_function = FastLoss(loss_function, matcher=matcher, loss=loss)  # type: ignore[assignment]
-    if matcher:
-        for module in matchers:
+        fast = FastLoss(loss_function, matcher=matcher, loss=loss and fast_losses(loss_function))
+        if check and fast.matcher:
+            fast.matcher = agrees(find_matcher(loss_function, model.config))
+        if check and fast.loss:
+            found = find_loss(loss_function, model.config)
+            fast.loss = agrees(*found)
+            fast.cardinality = found[-1].reason is None
+        if fast.matcher or fast.loss:
+            model.loss_function = fast  # type: ignore[assignment]
+    for module in matchers if matcher else []:
+        if not check or agrees(find_assignment(module)):
             module.forward = FastAssignment(module)
-    if position_encoding:
-        for module in model.modules():
+    for module in model.modules() if position_encoding else []:
+        try:
             options = encoding_options(module)
-            if options is not None:
-                module.forward = FastEncoding(module, options)
+        except AttributeError as error:
+            findings.append(Finding(f"the encoding of {type(module).__name__}", str(error)))
+            continue
+        if options is not None and (not check or agrees(find_encoding(module, options))):
+            module.forward = FastEncoding(module, options)
+    report("transformers", findings)
     return model
 
 
@@ -91,9 +121,15 @@ def restore(model: Model) -> Model:
     return model
 
 
+def fast_losses(function: Any) -> bool:
+    """Return whether the losses of a loss function can be replaced, and not only its matching."""
+    return FAMILIES[function.__name__].weights is not None
+
+
 def _loss_function(model: Any) -> Any:
     """Return the loss function of the model; None if it is not supported."""
     if getattr(model, "loss_type", None) is None:  # transformers would use the loss of language models
         return None
     found = model.loss_function
-    return found if getattr(found, "__name__", None) in FAMILIES else None
+    family = FAMILIES.get(getattr(found, "__name__", ""))
+    return found if family is not None and family.criterion in inspect.unwrap(found).__globals__ else None

@@ -73,21 +73,32 @@ class FastAttention:
         return FastAttention, (self.attention, self.name)
 
 
-def replace_attention(model: nn.Module) -> bool:
-    """Replace all multi-scale deformable attention of a model; return whether it has any."""
-    replaced = False
+def attentions(model: nn.Module) -> list[tuple[nn.Module, str | None]]:
+    """Return the multi-scale deformable attention of a model.
+
+    Args:
+        model: A model of transformers, or a part of one.
+
+    Returns:
+        Each attention with the function of its file that samples the values; None if the module itself samples them.
+    """
+    found: list[tuple[nn.Module, str | None]] = []
     for module in model.modules():
-        name = _function_name(module)
         if type(module).__name__ == SUBMODULE and type(module).__module__.startswith("transformers."):
-            module.forward = attend_submodule
-        elif name is None:
-            continue
-        elif hasattr(module, ATTRIBUTE):
-            setattr(module, ATTRIBUTE, attend)
-        else:
-            module.forward = FastAttention(module, name)
-        replaced = True
-    return replaced
+            found.append((module, None))
+        elif (name := function_name(type(module))) is not None:
+            found.append((module, name))
+    return found
+
+
+def replace_attention(module: nn.Module, name: str | None) -> None:
+    """Replace the sampling of an attention that :func:`attentions` found."""
+    if name is None:
+        module.forward = attend_submodule
+    elif hasattr(module, ATTRIBUTE):
+        setattr(module, ATTRIBUTE, attend)
+    else:
+        module.forward = FastAttention(module, name)
 
 
 def restore_attention(model: nn.Module) -> None:
@@ -97,14 +108,14 @@ def restore_attention(model: nn.Module) -> None:
         if forward is attend_submodule or isinstance(forward, FastAttention):
             del module.__dict__["forward"]
         elif module.__dict__.get(ATTRIBUTE) is attend:
-            name = _function_name(module)
+            name = function_name(type(module))
             assert name is not None
             setattr(module, ATTRIBUTE, type(module).forward.__globals__[name])
 
 
-def _function_name(module: nn.Module) -> str | None:
-    """Return the name of the function in the module's file that computes its attention; None if there is none."""
-    if not type(module).__name__.endswith("MultiscaleDeformableAttention"):
+def function_name(kind: type[nn.Module]) -> str | None:
+    """Return the name of the function in the file of a class that computes its attention; None if there is none."""
+    if not kind.__name__.endswith("MultiscaleDeformableAttention"):
         return None
-    names = getattr(type(module).forward, "__globals__", {})
+    names = getattr(kind.forward, "__globals__", {})
     return next((name for name in FUNCTIONS if name in names), None)

@@ -6,8 +6,9 @@ losses that it returns. Only the computation of the criterion is replaced.
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -35,10 +36,6 @@ Losses = dict[str, Tensor]
 Labels = Sequence[Mapping[str, Tensor]]
 
 
-def _on_this_process(num_boxes: int, device: torch.device) -> float:
-    return float(num_boxes)
-
-
 @dataclass(frozen=True)
 class Family:
     """The common properties of the criteria of a loss function.
@@ -50,7 +47,7 @@ class Family:
         class_loss: Name of the class loss in the result.
         auxiliary: Suffix of the losses of an auxiliary layer.
         weighted: Whether the criterion applies its ``weight_dict``.
-        count: Returns the divisor of the box losses from the number of boxes of this process and the device.
+        config: Name of the configuration of a model with this loss function.
     """
 
     criterion: str
@@ -59,7 +56,12 @@ class Family:
     class_loss: str = "loss_ce"
     auxiliary: str = "_{}"
     weighted: bool = False
-    count: Callable[[int, torch.device], float] = _on_this_process
+    config: str = "DetrConfig"
+
+    @property
+    def has_no_object(self) -> bool:
+        """Whether the last logit stands for no object."""
+        return self.criterion == "ImageLoss"
 
 
 def _over_processes(num_boxes: int, device: torch.device) -> float:
@@ -75,12 +77,32 @@ def _over_processes(num_boxes: int, device: torch.device) -> float:
 
 
 def _over_ranks(num_boxes: int, device: torch.device) -> float:
-    """The divisor of LW-DETR: the mean over the ranks of torch.distributed."""
+    """The divisor of LW-DETR in recent releases: the mean over the ranks of torch.distributed."""
     if not dist.is_available() or not dist.is_initialized():
         return float(num_boxes)
     total = torch.full((1,), float(num_boxes), device=device)
     dist.all_reduce(total)
     return float(total) / dist.get_world_size()
+
+
+def count_boxes(criterion: Any, num_boxes: int, device: torch.device) -> float:
+    """Return the divisor of the box losses of a criterion, which each release averages over processes in its own way.
+
+    Args:
+        criterion: A criterion of transformers.
+        num_boxes: The number of boxes of this process.
+        device: The device on which processes exchange it.
+
+    Returns:
+        The divisor, at least 1.
+    """
+    names = inspect.unwrap(type(criterion).forward).__code__.co_names
+    count = float(num_boxes)
+    if "PartialState" in names:
+        count = _over_processes(num_boxes, device)
+    elif "all_reduce" in names:
+        count = _over_ranks(num_boxes, device)
+    return max(count, 1.0)
 
 
 def _softmax(criterion: Any) -> LossWeights:
@@ -99,19 +121,20 @@ def _ia_bce(criterion: Any) -> LossWeights:
     return LossWeights(class_loss="ia_bce", focal_alpha=criterion.focal_alpha)
 
 
-_RT_DETR = Family("RTDetrLoss", _varifocal, "vfl", "loss_vfl", "_aux_{}", weighted=True)
+_RT_DETR = Family("RTDetrLoss", _varifocal, "vfl", "loss_vfl", "_aux_{}", weighted=True, config="RTDetrConfig")
+_DEFORMABLE = Family("DeformableDetrImageLoss", _focal, config="DeformableDetrConfig")
 
 FAMILIES = {
-    "ForObjectDetectionLoss": Family("ImageLoss", _softmax, count=_over_processes),
-    "ForSegmentationLoss": Family("ImageLoss", _softmax, count=_over_processes),
-    "DeformableDetrForObjectDetectionLoss": Family("DeformableDetrImageLoss", _focal, count=_over_processes),
-    "DeformableDetrForSegmentationLoss": Family("DeformableDetrImageLoss", _focal, count=_over_processes),
+    "ForObjectDetectionLoss": Family("ImageLoss", _softmax),
+    "ForSegmentationLoss": Family("ImageLoss", _softmax),
+    "DeformableDetrForObjectDetectionLoss": _DEFORMABLE,
+    "DeformableDetrForSegmentationLoss": replace(_DEFORMABLE, config="ConditionalDetrConfig"),
     "RTDetrForObjectDetectionLoss": _RT_DETR,
-    "DFineForObjectDetectionLoss": replace(_RT_DETR, criterion="DFineLoss"),
-    "Deimv2ForObjectDetectionLoss": Family("Deimv2Loss"),
-    "LwDetrForObjectDetectionLoss": Family("LwDetrImageLoss", _ia_bce, count=_over_ranks),
-    "RfDetrForSegmentationLoss": Family("RfDetrImageLoss"),
-    "GroundingDinoForObjectDetectionLoss": Family("GroundingDinoImageLoss"),
+    "DFineForObjectDetectionLoss": replace(_RT_DETR, criterion="DFineLoss", config="DFineConfig"),
+    "Deimv2ForObjectDetectionLoss": Family("Deimv2Loss", config="Deimv2Config"),
+    "LwDetrForObjectDetectionLoss": Family("LwDetrImageLoss", _ia_bce, config="LwDetrConfig"),
+    "RfDetrForSegmentationLoss": Family("RfDetrImageLoss", config="RfDetrConfig"),
+    "GroundingDinoForObjectDetectionLoss": Family("GroundingDinoImageLoss", config="GroundingDinoConfig"),
 }
 
 
@@ -122,12 +145,14 @@ class FastLoss:
         function: The loss function of transformers.
         matcher: Whether to replace the matching.
         loss: Whether to replace the computation of the losses, if the family supports it.
+        cardinality: Whether the losses that are replaced include the cardinality error.
     """
 
-    def __init__(self, function: Callable[..., Any], *, matcher: bool, loss: bool) -> None:
+    def __init__(self, function: Callable[..., Any], *, matcher: bool, loss: bool, cardinality: bool = True) -> None:
         self.function = function
         self.matcher = matcher
         self.loss = loss
+        self.cardinality = cardinality
 
     @property
     def family(self) -> Family:
@@ -147,7 +172,7 @@ class FastLoss:
         elif self.matcher:
             criterion.matcher.forward = FastAssignment(criterion.matcher)  # type: ignore[arg-type, union-attr]
         if self.loss and self.family.weights is not None:
-            criterion.forward = partial(compute_losses, criterion, self.family)
+            criterion.forward = partial(compute_losses, criterion, self.family, self.cardinality)
         return criterion
 
 
@@ -177,12 +202,13 @@ def _layers(outputs: Output, auxiliary: str) -> list[tuple[str, Output]]:
     return layers
 
 
-def compute_losses(criterion: Any, family: Family, outputs: Output, labels: Labels) -> Losses:
+def compute_losses(criterion: Any, family: Family, cardinality: bool, outputs: Output, labels: Labels) -> Losses:
     """Compute the losses that ``criterion.forward`` returns.
 
     Args:
         criterion: A criterion of transformers.
         family: The family of the criterion.
+        cardinality: Whether the cardinality error is computed here; otherwise the criterion computes it.
         outputs: The outputs of the model with those of the auxiliary layers.
         labels: ``class_labels`` [t] and ``boxes`` [t,4], cxcywh in [0,1], of each image.
 
@@ -191,7 +217,7 @@ def compute_losses(criterion: Any, family: Family, outputs: Output, labels: Labe
     """
     groups = _groups(criterion)
     total = groups * sum(len(image["class_labels"]) for image in labels)
-    num_boxes = max(family.count(total, outputs["logits"].device), 1.0)
+    num_boxes = count_boxes(criterion, total, outputs["logits"].device)
     layers = _layers(outputs, family.auxiliary)
     if isinstance(criterion.matcher, BatchedMatcher):
         targets = criterion.matcher.targets
@@ -203,27 +229,32 @@ def compute_losses(criterion: Any, family: Family, outputs: Output, labels: Labe
             from_pairs(criterion.matcher(layer, labels, **with_groups), targets, layer["logits"].shape[1], groups)
             for _, layer in layers
         ]
-    losses = _losses_of_layers(criterion, family, layers, matched, targets, labels, num_boxes)
+    own = {family.classes, "boxes", *(["cardinality"] if cardinality else [])}
+    losses = _losses_of_layers(criterion, family, own, layers, matched, targets, labels, num_boxes)
 
     if "dn_auxiliary_outputs" in outputs:
         meta = outputs["denoising_meta_values"]
         layers = [(f"_dn_{i}", layer) for i, layer in enumerate(outputs["dn_auxiliary_outputs"])]
         index = denoising_matches(meta, targets)
         num_boxes *= meta["dn_num_group"]
-        losses |= _losses_of_layers(criterion, family, layers, [index] * len(layers), targets, labels, num_boxes)
+        losses |= _losses_of_layers(criterion, family, own, layers, [index] * len(layers), targets, labels, num_boxes)
     return losses
 
 
 def _losses_of_layers(
     criterion: Any,
     family: Family,
+    own: Set[str],
     layers: Sequence[tuple[str, Output]],
     matched: Sequence[Tensor],
     targets: Targets,
     labels: Labels,
     num_boxes: float,
 ) -> Losses:
-    """Compute the losses of layers, given the query of each target, int64 [G,T], of each layer."""
+    """Compute the losses of layers, given the query of each target, int64 [G,T], of each layer.
+
+    Those entries of ``criterion.losses`` that are not in ``own`` are computed by the criterion.
+    """
     assert family.weights is not None
     weights = family.weights(criterion)
     suffixes = {id(layer): suffix for suffix, layer in layers}
@@ -235,13 +266,13 @@ def _losses_of_layers(
         index = torch.stack([index_of[id(layer)] for layer in stacked])  # [L,G,T]
         terms = ops.set_loss(logits, boxes, targets, index, weights=weights, num_boxes=num_boxes)
         terms[family.class_loss] = terms.pop("loss_ce")
-        if "cardinality" in criterion.losses:
+        if "cardinality" in criterion.losses and "cardinality" in own:
             terms["cardinality_error"] = cardinality_error(logits, targets, softmax=weights.class_loss == "softmax")
         for name, values in terms.items():
             losses |= {name + suffixes[id(layer)]: value for layer, value in zip(stacked, values.unbind(), strict=True)}
     # The criterion computes losses without an op, such as those of masks, from the matches.
     for (suffix, layer), index in zip(layers, matched, strict=True):
-        for name in [name for name in criterion.losses if name not in (family.classes, "boxes", "cardinality")]:
+        for name in [name for name in criterion.losses if name not in own]:
             if name == "masks" and suffix:
                 continue  # transformers computes them for the last layer only
             pairs = to_pairs(index, targets, layer["logits"].shape[1])

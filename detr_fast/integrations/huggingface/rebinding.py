@@ -11,6 +11,8 @@ from torch import nn
 
 from detr_fast import ops
 
+MATCHER_MODULES = ("Mask2FormerHungarianMatcher", "MaskFormerHungarianMatcher")  # are submodules of the model
+
 
 def rebind(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
     """Copy a function without its decorators and with other values of global names; its module does not change.

@@ -23,6 +23,12 @@ WEIGHTS = {
         class_cost="focal", focal_gamma=3.0, focal_eps=0.0, l1_format="xyxy", giou_eps=1e-6, box_scale=1333.0
     ),
     "areas below the smallest": MatchWeights(giou_eps=0.05, box_scale=0.75),
+    "iou": MatchWeights(iou_kind="iou"),
+    "iof": MatchWeights(iou_kind="iof"),
+    "iou, corners": MatchWeights(iou_kind="iou", l1_format="xyxy", giou_eps=1e-6, box_scale=1333.0),
+    "iof, focal": MatchWeights(iou_kind="iof", class_cost="focal", giou_eps=1e-6, box_scale=1333.0),
+    "iou, areas below the smallest": MatchWeights(iou_kind="iou", giou_eps=0.05, box_scale=0.75),
+    "iof, areas below the smallest": MatchWeights(iou_kind="iof", giou_eps=0.05, box_scale=0.75),
 }
 # Layers, targets of each image, queries, logits.
 SHAPES = {
@@ -56,7 +62,7 @@ def conformance_cases() -> Iterator[Case]:
         "logits beyond 88, detr", lambda dtype, rng: _arguments(dtype, rng, 1, [4], 9, 3, WEIGHTS["detr"], 1000.0)
     )
     yield Case("saturated scores, focal of the logit", _saturated)
-    for kind in ("detr", "mmdet2", "deformable"):
+    for kind in ("detr", "mmdet2", "deformable", "iou", "iof", "iou, corners", "iof, focal"):
         yield Case(f"boxes without area, {kind}", lambda dtype, rng, kind=kind: _flat(dtype, rng, WEIGHTS[kind]))
     for number in range(4):
         yield Case(f"random {number}", _random)
@@ -102,6 +108,8 @@ def compile_cases() -> Iterator[CompileCase]:
         ("deformable", 91, torch.float32, 112),
         ("focal of the logit", 91, torch.float32, 112),
         ("detr", 366, torch.float32, 128),
+        ("iou", 92, torch.float32, 128),
+        ("iof, focal", 91, torch.float32, 112),
     ):
         arguments = _arguments(dtype, torch.Generator(), 6, [7, 20], 300, num_logits, WEIGHTS[name])
         yield CompileCase(f"{name}, {num_logits} logits, {dtype}", arguments, {"match_cost_kernel": registers})

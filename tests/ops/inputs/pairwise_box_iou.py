@@ -15,6 +15,9 @@ OPTIONS = {
     "giou": ("giou", "xyxy", 0.0),
     "giou, cxcywh, eps": ("giou", "cxcywh", 1e-6),
     "giou, eps": ("giou", "xyxy", 0.2),
+    "iof": ("iof", "xyxy", 0.0),
+    "iof, cxcywh, eps": ("iof", "cxcywh", 1e-6),
+    "iof, eps": ("iof", "xyxy", 0.2),
 }
 SHAPES = {"one": (1, 1, 1), "no box": (2, 0, 3), "no other box": (2, 3, 0), "no batch": (0, 3, 2), "blocks": (2, 9, 70)}
 
@@ -55,6 +58,6 @@ def _random(dtype: torch.dtype, rng: Rng) -> tuple[Any, ...]:
 
 def compile_cases() -> Iterator[CompileCase]:
     boxes1, boxes2 = torch.zeros(2, 300, 4), torch.zeros(2, 63, 4)
-    for name, forward, backward in (("iou", 80, 128), ("giou, cxcywh, eps", 96, 168)):
+    for name, forward, backward in (("iou", 80, 128), ("giou, cxcywh, eps", 96, 168), ("iof", 80, 168)):
         registers = {"pairwise_fwd_kernel": forward, "pairwise_bwd_kernel": backward}
         yield CompileCase(name, (boxes1, boxes2, *OPTIONS[name]), registers)
