@@ -14,7 +14,7 @@ from detr_fast.data.faults import DataError, Fault
 if TYPE_CHECKING:
     from detr_fast.data.annotations import Category
 
-MAX_FILE_SIZE = 2**24  # bytes of a file that annotates a single image, or lists names
+MAX_FILE_SIZE = 2**22  # bytes of a file that annotates a single image, or lists names
 
 
 class Place(NamedTuple):

@@ -60,9 +60,10 @@ def read_yolo(file: str, folder: str, imposed: Sequence[Category] | None) -> Sou
             f"{labels[images[0]]}"
         )
     numbers = sorted(names)
-    ids = dict(zip(numbers, category_ids([str(names[n]) for n in numbers], imposed, 0), strict=True))
-    if imposed is None:
-        ids = {number: number for number in numbers}
+    ids = {number: number for number in numbers}
+    if imposed is not None:
+        texts = [names[number] or "" for number in numbers]
+        ids = dict(zip(numbers, category_ids(texts, imposed, 0), strict=True))
     source = Source(categories=[{"id": ids[number], "name": names[number]} for number in numbers])
     for identifier, name in enumerate(images, 1):
         path = os.path.join(folder, name)
@@ -167,9 +168,9 @@ def _find_images(folder: str) -> Iterator[str]:
                 yield os.path.relpath(os.path.join(directory, name), folder)
 
 
-def _listed_names(file: str) -> dict[int, Any]:
+def _listed_names(file: str) -> dict[int, str | None]:
     try:
-        names = dict(enumerate(line.strip() for line in read_text(file).strip().splitlines()))
+        names: dict[int, str | None] = dict(enumerate(map(str.strip, read_text(file).strip().splitlines())))
     except FileError as error:
         raise DataError(f"{file}: {error}; it should have the name of a class on each line") from error
     if not names:
@@ -187,26 +188,33 @@ def _load_yaml(file: str) -> dict[Any, Any]:
     return content
 
 
-def _names(content: dict[Any, Any], file: str) -> dict[int, Any]:
-    """Return the name of each class by its number; a name that YAML takes for a number is that text."""
+def _names(content: dict[Any, Any], file: str) -> dict[int, str | None]:
+    """Return the name of each class by its number; None where it is no text."""
     names = content.get("names")
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names:
         raise DataError(f"{file}: has no names; {_FORMAT}")
     try:
-        numbered = {int(number): str(name) if type(name) in (int, float) else name for number, name in names.items()}
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{file}: the keys of names must be integers, got {list(names)}; {_FORMAT}") from error
+        numbered = {int(number): _text(name) for number, name in names.items()}
+    except (OverflowError, TypeError, ValueError) as error:
+        raise DataError(f"{file}: the keys of names must be integers ({error}); {_FORMAT}") from error
     stated = content.get("nc", len(numbered))
+    if type(stated) is not int:
+        raise DataError(f"{file}: nc must be the number of names, got a {type(stated).__name__}")
     if stated != len(numbered):
         raise DataError(f"{file}: nc is {stated}, but there are {len(numbered)} names; correct either of them")
     return numbered
+
+
+def _text(name: Any) -> str | None:
+    """Return a name; where YAML takes it for a number, as text."""
+    return str(name) if isinstance(name, (str, int, float)) and not isinstance(name, bool) else None
 
 
 def _num_keypoint_values(content: dict[Any, Any], file: str) -> int:
     """Return how many numbers follow each box."""
     shape = content.get("kpt_shape", [0, 2])
     if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and 0 <= n < 1000 for n in shape)):
-        raise DataError(f"{file}: kpt_shape must be [number of key points, 2 or 3], got {shape!r}")
+        raise DataError(f"{file}: kpt_shape must be [number of key points, 2 or 3]")
     return shape[0] * shape[1]

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from detr_fast.data import Category, CocoDetection, DataError, FaultKind, Resize, check_dataset
@@ -426,3 +428,68 @@ def test_supervision_reads_the_same_polygons_and_boxes(yolo):
     found = yolo.read()
     assert found.labels.tolist() == expected.class_id.tolist()
     torch.testing.assert_close(found.boxes, torch.from_numpy(expected.xyxy).float(), rtol=0, atol=1e-3)
+
+
+WORDS = st.one_of(
+    st.floats().map(str), st.integers(-2, 4).map(str), st.sampled_from(["1e400", "-0", "1_0", "x", "\u0661", "0x1"])
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(st.lists(st.lists(WORDS, max_size=9).map(" ".join)).map("\n".join), st.text()))
+def test_no_label_file_is_an_error_that_nobody_expects(yolo, text):
+    yolo.add("a", "")
+    (yolo.labels / "a.txt").write_bytes(text.encode("utf-8", "surrogatepass"))
+    found = yolo.read()
+    assert len(found.images) == 1
+    assert not found.boxes.isnan().any()
+    assert all(fault.line is None or 1 <= fault.line <= len(text.splitlines()) for fault in found.faults)
+
+
+TAGS = (
+    "annotation",
+    "object",
+    "name",
+    "bndbox",
+    "xmin",
+    "ymin",
+    "xmax",
+    "ymax",
+    "difficult",
+    "size",
+    "width",
+    "height",
+)
+PIECES = st.one_of(
+    *(st.sampled_from([f"<{tag}>", f"</{tag}>", f"<{tag}/>"]) for tag in TAGS),
+    st.sampled_from(["<!--", "-->", "&lt;", "&x;", "<![CDATA[", "]]>", "<?xml version='1.0'?>", "\x00"]),
+    st.sampled_from([voc_object("car", 1, 2, 3, 4), voc_object("dog", "inf", -9, "1e400", 4, difficult=1)]),
+    WORDS,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(PIECES).map("".join), st.booleans())
+def test_no_xml_file_is_an_error_that_nobody_expects(voc, text, is_wrapped):
+    voc.add("1", voc_object("car", 5, 6, 20, 15))
+    write(voc.annotations / "2.xml", f"<annotation>{text}</annotation>" if is_wrapped else text)
+    found = read_annotations(voc.annotations, voc.images)
+    assert found.categories[0].name == "car"
+    assert not found.boxes.isnan().any()
+
+
+def test_a_deeply_nested_xml_file_is_read(voc):
+    voc.add("1", voc_object("car", 5, 6, 20, 15), "<a>" * 400_000 + "</a>" * 400_000)
+    assert read_annotations(voc.annotations, voc.images).boxes.tolist() == [[4, 5, 20, 15]]
+
+
+@pytest.mark.parametrize("key", ["nc", "kpt_shape", "names"])
+def test_a_yaml_file_of_aliases_takes_no_memory(yolo, key):
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    levels += [f"a{k}: &a{k} [{', '.join(10 * [f'*a{k - 1}'])}]" for k in range(1, 12)]
+    yolo.add("a", "0 0.5 0.5 1 0.5")
+    names = "names: [b]\n" if key != "names" else ""
+    yolo.file.write_text("\n".join(levels) + f"\n{names}{key}: *a11\n")
+    with pytest.raises(DataError) as raised:
+        yolo.read()
+    assert len(str(raised.value)) < 1000
