@@ -112,7 +112,16 @@ def tables(results: dict[str, Any]) -> str:
             parts = results[name]["parts"]
             cells = [_cell([reason for part, reason in parts if _kind(part) == kind]) for kind in kinds]
             assert not results[name]["failed"], f"tests of {name} failed"
-            lines.append(_row([name.replace("-", " "), *cells, results[name]["passed"], results[name]["skipped"]]))
+            lines.append(
+                _row(
+                    [
+                        f"{library_of(name)} {name.rpartition('-')[2]}",
+                        *cells,
+                        results[name]["passed"],
+                        results[name]["skipped"],
+                    ]
+                )
+            )
             for part, reason in parts:
                 if reason is not None:
                     reasons.setdefault(f"{part}: {reason}", []).append(name.rpartition("-")[2])

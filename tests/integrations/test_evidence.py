@@ -110,6 +110,7 @@ def test_values():
         check_close(ones, ones | {"loss_mask": torch.ones(1)})
 
 
+@pytest.mark.slow
 def test_the_report_names_what_is_left(monkeypatch):
     """The report of `detr-fast info`: of this release, of a changed one, and of one that cannot be imported."""
     pytest.importorskip("transformers", reason="transformers is not installed; it is in the extra 'test'")
