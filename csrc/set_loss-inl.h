@@ -52,7 +52,7 @@ double sum_negatives(const T* logits, int64_t n, const NegativeTerm& term) {
   for (int64_t start = 0; start < n; start += kRun) {
     const int64_t end = std::min(n, start + kRun);
     T sum = 0;
-#pragma omp simd reduction(+ : sum)
+    DETR_FAST_SIMD_SUM(sum)
     for (int64_t i = start; i < end; ++i) {
       const Sigmoid<T> s = sigmoid_of(logits[i]);
       sum += power_of<T, kSquare>(s.p, s.log_p, gamma) * s.softplus;

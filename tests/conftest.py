@@ -3,16 +3,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from detr_fast import DETR, Targets
-from detr_fast.models.resnet import FrozenBatchNorm2d
+from detr_fast import Targets
 from detr_fast.ops import faults
+
+if TYPE_CHECKING:  # the model needs the extra "train", the tests of the ops do not
+    from detr_fast import DETR
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is defined
@@ -56,6 +58,8 @@ class TinyBackbone(nn.Module):
     num_channels = 32
 
     def __init__(self) -> None:
+        from detr_fast.models.resnet import FrozenBatchNorm2d
+
         super().__init__()
         self.conv1 = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
         self.bn1 = FrozenBatchNorm2d(8)
@@ -81,6 +85,8 @@ def tiny_detr(golden: Callable[[str], dict[str, np.ndarray]]) -> Callable[..., D
     weights = {name.removeprefix("sd/"): torch.from_numpy(a) for name, a in arrays.items() if name.startswith("sd/")}
 
     def build(dtype: torch.dtype = torch.float32) -> DETR:
+        from detr_fast import DETR
+
         model = DETR(
             num_classes=6,
             backbone=TinyBackbone(),

@@ -125,7 +125,7 @@ class JonkerVolgenant {
         nans |= any_nan(cost, cost);
         low = lesser(cost, low);
         high = greater(where_equal(cost, forbidden, none, cost), high);
-        num_forbidden += __builtin_popcount(equal(cost, forbidden));
+        num_forbidden += count_bits(equal(cost, forbidden));
       }
     }
     const int64_t padding = (num_columns_ + kWidth - 1) / kWidth * kWidth - num_columns_;

@@ -62,10 +62,10 @@ int64_t find_masked(const T* p, const T* mask, int64_t n, T value) {
   int64_t k = 0;
   for (; k + kWidth <= n; k += kWidth) {
     const uint32_t found = equal(Pack<T>::load(p + k) + Pack<T>::load(mask + k), wanted);
-    if (found) return k + __builtin_ctz(found);
+    if (found) return k + lowest_bit(found);
   }
   const Pack<T> rest = Pack<T>::load_part(p + k, n - k) + Pack<T>::load_part(mask + k, n - k);
-  return k + __builtin_ctz(equal(rest, wanted));
+  return k + lowest_bit(equal(rest, wanted));
 }
 
 // The first k with p[k] == value; there is one.
@@ -76,9 +76,9 @@ int64_t find_first(const T* p, int64_t n, T value) {
   int64_t k = 0;
   for (; k + kWidth <= n; k += kWidth) {
     const uint32_t found = equal(Pack<T>::load(p + k), wanted);
-    if (found) return k + __builtin_ctz(found);
+    if (found) return k + lowest_bit(found);
   }
-  return k + __builtin_ctz(equal(Pack<T>::load_part(p + k, n - k), wanted));
+  return k + lowest_bit(equal(Pack<T>::load_part(p + k, n - k), wanted));
 }
 
 // distance = costs - duals + offset, or the lesser of that and the previous distance. Returns the least. All arrays are
@@ -117,7 +117,7 @@ TwoNearest two_nearest(const T* costs, const double* duals, int64_t n) {
   int64_t k = 0;
   uint32_t found;
   while (!(found = equal(reduced(k), Pack<double>::fill(low)))) k += kWidth;
-  const int lane = __builtin_ctz(found);
+  const int lane = lowest_bit(found);
   // The lane of the first has its own second; every other lane has its first.
   const Pack<double> rest = where_equal(Pack<double>::count(), Pack<double>::fill(lane), second, lesser(first, second));
   return {low, rest.lowest(), k + lane};

@@ -111,7 +111,7 @@ class UniquenessCertificate {
           (Pack<double>::load(costs + k) - Pack<double>::load(solution_.column_dual_ + k)) - dual;
       low = lesser(slack, low);
       for (uint32_t near = ~less(tolerance, slack) & kAll; near; near &= near - 1) {
-        const int64_t index = k + __builtin_ctz(near);
+        const int64_t index = k + lowest_bit(near);
         const int64_t assigned = solution_.row_of_index_[index];
         free_is_near_ |= assigned == kNone;
         if (index != own && !add_arc(assigned == kNone ? n_ : assigned)) return false;

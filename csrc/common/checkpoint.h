@@ -5,6 +5,8 @@
 #include <functional>
 #include <utility>
 
+#include "common/compiler.h"
+
 namespace detr_fast {
 
 // Long work counts its steps here, a step being about a nanosecond. Every so many of them the callback is called, which
@@ -23,7 +25,7 @@ class Checkpoint {
  private:
   static constexpr int64_t kSteps = int64_t{1} << 26;
 
-  __attribute__((noinline)) void reach() {
+  DETR_FAST_NOINLINE void reach() {
     left_ = kSteps;
     callback_();
   }

@@ -4,7 +4,9 @@
 #include <string>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#include "common/compiler.h"
+
+#if defined(__x86_64__) && defined(DETR_FAST_GNU)
 #define DETR_FAST_X86 1
 #endif
 

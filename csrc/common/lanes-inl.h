@@ -29,7 +29,13 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-template <typename T, int kCount, bool kIsVector = kCount * sizeof(T) <= kVectorBytes>
+#ifdef DETR_FAST_GNU
+constexpr int kWidestLanes = kVectorBytes;
+#else
+constexpr int kWidestLanes = 0;  // without vectors, numbers are halved down to one
+#endif
+
+template <typename T, int kCount, bool kIsVector = kCount == 1 || kCount * sizeof(T) <= kWidestLanes>
 struct Lanes;
 
 template <typename T>
@@ -44,6 +50,7 @@ struct Lanes<T, 1, true> {
   DETR_FAST_INLINE Lanes operator*(T x) const { return {vector * x}; }
 };
 
+#ifdef DETR_FAST_GNU
 template <typename T, int kCount>
 struct Lanes<T, kCount, true> {
   typedef T Vector __attribute__((vector_size(kCount * sizeof(T))));
@@ -57,6 +64,7 @@ struct Lanes<T, kCount, true> {
   DETR_FAST_INLINE Lanes operator*(const Lanes& x) const { return {vector * x.vector}; }
   DETR_FAST_INLINE Lanes operator*(T x) const { return {vector * x}; }
 };
+#endif
 
 template <typename T, int kCount>
 struct Lanes<T, kCount, false> {

@@ -1,4 +1,5 @@
 // What depends on the instruction set that is compiled for: the namespace, and the pragmas around it.
+#include "common/compiler.h"
 #include "common/instruction_set.h"
 
 #if defined(DETR_FAST_COMMON_TARGET_INL_H) == defined(DETR_FAST_TOGGLE)
@@ -18,26 +19,6 @@
 
 #ifndef DETR_FAST_TARGET  // opened alone
 #define DETR_FAST_TARGET DETR_FAST_PORTABLE
-#endif
-
-// Small functions are inlined into the loops that call them, so that the loops become vector code.
-#define DETR_FAST_INLINE inline __attribute__((always_inline))
-#define DETR_FAST_INLINE_LAMBDA __attribute__((always_inline))
-
-// Steps of an algorithm stay functions, so that each has its own registers, however large the file becomes.
-#define DETR_FAST_NOINLINE __attribute__((noinline))
-
-#define DETR_FAST_PRAGMA(text) _Pragma(#text)
-
-// Only what lies between the two is compiled for these instructions: code that is shared with other files must run on
-// every machine.
-#ifdef __clang__
-#define DETR_FAST_PUSH_TARGET(names) \
-  DETR_FAST_PRAGMA(clang attribute push(__attribute__((target(names))), apply_to = function))
-#define DETR_FAST_POP_TARGET DETR_FAST_PRAGMA(clang attribute pop)
-#else
-#define DETR_FAST_PUSH_TARGET(names) DETR_FAST_PRAGMA(GCC push_options) DETR_FAST_PRAGMA(GCC target names)
-#define DETR_FAST_POP_TARGET DETR_FAST_PRAGMA(GCC pop_options)
 #endif
 
 #define DETR_FAST_REQUIRE_SEMICOLON static_assert(true, "a semicolon follows")

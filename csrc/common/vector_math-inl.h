@@ -107,10 +107,10 @@ inline int64_t padded_scores(int64_t size) { return (size + kLanes - 1) / kLanes
 template <typename T>
 DETR_FAST_INLINE T softmax_sum(T* scores, int64_t n, T* greatest) {
   T top = scores[0];
-#pragma omp simd reduction(max : top)
+  DETR_FAST_SIMD_MAX(top)
   for (int64_t i = 0; i < n; ++i) top = scores[i] > top ? scores[i] : top;
   T sum = 0;
-#pragma omp simd reduction(+ : sum)
+  DETR_FAST_SIMD_SUM(sum)
   for (int64_t i = 0; i < n; ++i) sum += scores[i] = exp_of(scores[i] - top);
   *greatest = top;
   return sum;

@@ -36,7 +36,7 @@ constexpr int64_t kPointLanes = 16;
 template <typename Function>
 DETR_FAST_INLINE void for_each_lane(int64_t padded, const Function& function) {
   for (int64_t begin = 0; begin < padded; begin += kPointLanes) {
-#pragma omp simd
+    DETR_FAST_SIMD
     for (int64_t lane = 0; lane < kPointLanes; ++lane) function(begin + lane);
   }
 }
