@@ -7,8 +7,8 @@ from setuptools import find_namespace_packages, setup
 
 ParallelCompile().install()
 
-# The same roundings on every machine; no errno and no traps from floating point, and sums in vectors where a pragma asks
-# for them.
+# The same roundings on every machine; no errno and no traps from floating point, and sums in vectors where a pragma
+# asks for them.
 GNU_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
 MSVC_FLAGS = ["/O2", "/fp:precise", "/permissive-", "/utf-8", "/DNOMINMAX"]
 

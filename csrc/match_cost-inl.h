@@ -124,12 +124,9 @@ void add_box_cost(int64_t n, const Queries<T>& queries, const float* target, con
 template <typename T>
 void add_box_cost(int64_t n, const Queries<T>& queries, const float* target, const MatchOptions& options, T* cost) {
   switch (options.iou_kind) {
-    case IouKind::kGiou:
-      return add_box_cost<IouKind::kGiou>(n, queries, target, options, cost);
-    case IouKind::kIou:
-      return add_box_cost<IouKind::kIou>(n, queries, target, options, cost);
-    case IouKind::kIof:
-      return add_box_cost<IouKind::kIof>(n, queries, target, options, cost);
+    case IouKind::kGiou: return add_box_cost<IouKind::kGiou>(n, queries, target, options, cost);
+    case IouKind::kIou: return add_box_cost<IouKind::kIou>(n, queries, target, options, cost);
+    case IouKind::kIof: return add_box_cost<IouKind::kIof>(n, queries, target, options, cost);
   }
 }
 
