@@ -165,6 +165,8 @@ def small_detr() -> Callable[..., DETR]:
     """Builds a small model with random weights, always the same ones."""
 
     def build(num_classes: int = 3, **overrides: Any) -> DETR:
+        from detr_fast import DETR
+
         torch.manual_seed(0)
         return DETR(num_classes, **(SMALL | overrides))
 
