@@ -34,7 +34,8 @@ class Evaluation(NamedTuple):
 
     Attributes:
         metrics: The metrics of :func:`~detr_fast.training.coco.coco_metrics`; with a criterion also ``"loss"``, the
-            mean of the loss over the images.
+            mean of the loss over the images. As in training, it is computed for each batch, and depends slightly on
+            which images share one.
         coco: What explains the metrics; None on other ranks than the main process.
     """
 

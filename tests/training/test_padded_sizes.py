@@ -400,7 +400,7 @@ def test_an_evaluation_in_padded_sizes_has_the_same_detections(mixed, small_detr
     rows = []
     for sizes, batch_size in (((), 1), (SIZES, 5)):
         dataset, loader = _eval_data(mixed, sizes, batch_size)
-        found = detect(small_detr(), loader, dataset, Accelerator(cpu=True))
+        found, _ = detect(small_detr(), loader, dataset, Accelerator(cpu=True))
         rows.append(torch.from_numpy(found[found[:, 0].argsort(kind="stable")]))
     torch.testing.assert_close(rows[1], rows[0], rtol=1e-4, atol=1e-3)
 
@@ -437,6 +437,7 @@ def test_two_ranks_train_as_one_with_the_double_batch(padded_config, tmp_path):
     expected, actual = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("one", "two"))
     assert len(expected) == len(actual) == 13
     for found, reference in zip(actual, expected, strict=True):
-        for name in ("loss", "loss_giou", "padding", "grad_norm", "AP50"):
+        # The validation loss depends on which images share a batch.
+        for name in ("AP50",) if reference["kind"] == "eval" else ("loss", "loss_giou", "padding", "grad_norm"):
             if name in reference:
                 assert found[name] == pytest.approx(reference[name], rel=1e-3, abs=1e-5), (name, reference["step"])

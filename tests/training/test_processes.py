@@ -110,8 +110,10 @@ def test_two_ranks_train_as_one_with_the_double_batch(config, shapes, tmp_path):
 
     expected, actual = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("one", "two"))
     assert len(expected) == len(actual) == 14
+    losses = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_bbox_0", "grad_norm")
     for found, reference in zip(actual, expected, strict=True):
-        for name in ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_bbox_0", "grad_norm", "AP", "AP50"):
+        # The validation loss depends on which images share a batch.
+        for name in ("AP", "AP50") if reference["kind"] == "eval" else losses:
             if name in reference:
                 assert found[name] == pytest.approx(reference[name], rel=1e-4, abs=1e-5), (name, reference["step"])
     states = [load_checkpoint(tmp_path / run / "checkpoints" / "last.pt") for run in ("one", "two")]
