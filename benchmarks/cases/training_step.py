@@ -55,7 +55,7 @@ def case(device: torch.device, backbone: str, images: int, height: int, width: i
             output = model(pixels, labels=labels)
         return output.loss, output.loss_dict
 
-    def ours(inputs: Inputs, *, compiled: bool = False, captured: bool = False) -> Implementation:
+    def detr_step(inputs: Inputs, *, compiled: bool = False, captured: bool = False) -> Implementation:
         model, *batch = inputs
         model = copy.deepcopy(model).to(memory_format=fastest_memory_format(device))  # type: ignore[call-overload]
         if compiled:
@@ -78,10 +78,10 @@ def case(device: torch.device, backbone: str, images: int, height: int, width: i
         "captured",
         inputs,
         {
-            "captured": lambda inputs: ours(inputs, captured=True),
-            "compiled and captured": lambda inputs: ours(inputs, compiled=True, captured=True),
-            "compiled": lambda inputs: ours(inputs, compiled=True),
-            "eager": ours,
+            "captured": lambda inputs: detr_step(inputs, captured=True),
+            "compiled and captured": lambda inputs: detr_step(inputs, compiled=True, captured=True),
+            "compiled": lambda inputs: detr_step(inputs, compiled=True),
+            "eager": detr_step,
             "transformers": transformers,
         },
         lambda inputs: detr_loss(*inputs)[0].detach(),

@@ -270,10 +270,10 @@ def _check_padded_sizes(sizes: list[tuple[int, int]]) -> None:
     """
     for size in sizes:
         if not all(is_side(side) and side % MAX_STRIDE == 0 for side in size):
-            whole = [min(max(MAX_STRIDE, -(-side // MAX_STRIDE) * MAX_STRIDE), MAX_SIDE) for side in size]
+            nearest = [min(max(MAX_STRIDE, -(-side // MAX_STRIDE) * MAX_STRIDE), MAX_SIDE) for side in size]
             raise ConfigError(
                 f"data.padded_sizes must consist of multiples of {MAX_STRIDE} pixels, the stride of the backbone, from "
-                f"{MAX_STRIDE} to {MAX_SIDE}, got {list(size)}; {whole} is the nearest that holds as much"
+                f"{MAX_STRIDE} to {MAX_SIDE}, got {list(size)}; {nearest} is the nearest that holds as much"
             )
     twice = [list(size) for size in dict.fromkeys(sizes) if sizes.count(size) > 1]
     if twice:

@@ -135,10 +135,10 @@ def test_the_ranks_of_a_step_have_equal_shapes(mixed, num_ranks):
     ]
     together = _batches(PaddedBatchSampler(dataset, SIZES, 4 * num_ranks, seed=0), dataset, 2)
     assert len({padded for step in together for _, padded in step}) > 1
-    for step, whole in zip(zip(*ranks, strict=True), together, strict=True):
+    for step, complete in zip(zip(*ranks, strict=True), together, strict=True):
         assert len({padded for batch in step for _, padded in batch}) == 1
         assert {len(batch) for batch in step} == {4}
-        assert sorted(index for batch in step for index in batch) == sorted(whole)
+        assert sorted(index for batch in step for index in batch) == sorted(complete)
 
 
 @pytest.mark.parametrize("single_resize", [False, True])
@@ -243,12 +243,12 @@ def test_a_transform_that_cannot_draw_sizes_is_named(mixed):
 def test_the_loader_of_a_run_goes_on_within_an_epoch(padded_config, num_workers):
     data = build_train_data(padded_config(num_workers=num_workers).data, Accelerator(cpu=True), seed=0)
     assert len(data) == 12
-    whole = [(batch.image_ids, batch.padded_size, batch.images.pixels) for batch in data.epoch(1)]
+    complete = [(batch.image_ids, batch.padded_size, batch.images.pixels) for batch in data.epoch(1)]
     rest = [(batch.image_ids, batch.padded_size, batch.images.pixels) for batch in data.epoch(1, start=7)]
-    assert [batch[:2] for batch in rest] == [batch[:2] for batch in whole[7:]]
-    assert all(torch.equal(a[2], b[2]) for a, b in zip(rest, whole[7:], strict=True))
-    assert {size for _, size, _ in whole} <= set(SIZES)
-    assert sorted(i for ids, _, _ in whole for i in ids) == list(range(10, 58))
+    assert [batch[:2] for batch in rest] == [batch[:2] for batch in complete[7:]]
+    assert all(torch.equal(a[2], b[2]) for a, b in zip(rest, complete[7:], strict=True))
+    assert {size for _, size, _ in complete} <= set(SIZES)
+    assert sorted(i for ids, _, _ in complete for i in ids) == list(range(10, 58))
 
 
 @pytest.mark.slow
