@@ -25,6 +25,11 @@ logger = logging.getLogger(__name__)
 RELATIVE_TOLERANCE = 1e-4  # of the largest absolute value of a tensor in float32
 ABSOLUTE_TOLERANCE = 1e-6
 
+# What the comparisons of all host libraries are made with.
+SIZES = (9, 0, 5, 12, 7, 10, 11, 8, 3, 12, 10, 9, 12, 11)  # targets of the images; none is also a case
+NUM_QUERIES = 24  # of a group
+SHAPES = ((5, 4), (3, 2))  # (height, width) of the levels of an attention
+
 
 class Disagreement(Exception):
     """A part of a host library that does not compute what its replacement computes."""

@@ -20,7 +20,6 @@ first. A compiled op is then an error when it is called.
 from __future__ import annotations
 
 import importlib.util
-import math
 import sys
 from collections.abc import Hashable, Sequence
 from copy import deepcopy
@@ -36,6 +35,9 @@ from torch import Tensor, nn
 
 from detr_fast import ops
 from detr_fast.integrations.evidence import (
+    NUM_QUERIES,
+    SHAPES,
+    SIZES,
     Finding,
     check_close,
     check_parameters,
@@ -46,6 +48,8 @@ from detr_fast.integrations.evidence import (
     random_targets,
     report,
 )
+from detr_fast.integrations.mmdet_api.boxes import mean_side
+from detr_fast.ops.boxes import box_xyxy_to_cxcywh
 from detr_fast.ops.normalizers import count_class_weight
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import LossWeights, MatchWeights
@@ -193,7 +197,7 @@ class FastHungarianAssigner(HungarianAssigner):
 def _match_cost(weights: MatchWeights, predicted: Any, truth: Any, size: tuple[int, int]) -> Tensor:
     """Return the costs [1,T,Q] of an image of a size, height and width in pixels."""
     boxes = _normalize(predicted.bboxes, size)
-    weights = replace(weights, box_scale=_side([size]))
+    weights = replace(weights, box_scale=mean_side([size]))
     return ops.match_cost(predicted.scores[None, None], boxes[None, None], _pack([truth], [size]), weights=weights)
 
 
@@ -431,7 +435,7 @@ class FastDETRHead(DETRHead):
         """
         sizes = [meta["img_shape"] for meta in batch_img_metas]
         match = match_weights(getattr(self.assigner, "match_costs", [None]))
-        loss = self._loss_weights(_side(sizes))
+        loss = self._loss_weights(mean_side(sizes))
         if match is None or loss is None:
             return super().loss_by_feat(
                 all_layers_cls_scores, all_layers_bbox_preds, batch_gt_instances, batch_img_metas
@@ -439,7 +443,7 @@ class FastDETRHead(DETRHead):
         logits, boxes = all_layers_cls_scores, all_layers_bbox_preds
         targets = _pack(batch_gt_instances, sizes)
         with torch.no_grad():
-            cost = ops.match_cost(logits, boxes, targets, weights=replace(match, box_scale=_side(sizes)))
+            cost = ops.match_cost(logits, boxes, targets, weights=replace(match, box_scale=mean_side(sizes)))
             index = ops.batch_linear_sum_assignment(cost, targets)
         num_queries = logits.shape[2]
         matched = logits.new_tensor([float(sum(min(size, num_queries) for size in targets.sizes))])
@@ -486,16 +490,11 @@ class FastDETRHead(DETRHead):
         return None
 
 
-def _side(sizes: Sequence[tuple[int, int]]) -> float:
-    """Return the side in pixels of a square with the mean area of the images, the scale of normalized boxes."""
-    return math.sqrt(sum(height * width for height, width in sizes) / len(sizes))
-
-
 def _normalize(corners: Tensor, size: tuple[int, int]) -> Tensor:
     """Convert boxes [N,4] from xyxy in pixels to cxcywh as fractions of the image."""
     height, width = size
     boxes = corners / corners.new_tensor([width, height, width, height])
-    return torch.cat(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), -1)
+    return box_xyxy_to_cxcywh(boxes)
 
 
 def _pack(instances: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> Targets:
@@ -511,10 +510,7 @@ def _as_tensor(boxes: Any) -> Tensor:
     return boxes if isinstance(boxes, Tensor) else boxes.tensor  # a box type of MMDetection that contains a tensor
 
 
-SIZES = (9, 0, 5, 12, 7, 10, 11, 8, 3, 12, 10, 9, 12, 11)  # targets of the images of a comparison
 IMAGE = (480, 640)
-NUM_QUERIES = 24
-SHAPES = ((5, 4), (3, 2))  # of the levels of an attention
 
 
 def keep_or_leave(module: Any, finding: Finding, base: type) -> None:

@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from detr_fast import ops
 from detr_fast.integrations.evidence import (
+    NUM_QUERIES,
+    SHAPES,
+    SIZES,
     Finding,
     check_close,
     check_parameters,
@@ -318,10 +321,7 @@ def _num_queries(layer: Output) -> int:
     return int(layer["pred_logits"].shape[1])
 
 
-SIZES = (9, 0, 5, 12, 7, 10, 11, 8, 3, 12, 10, 9, 12, 11)  # targets of the images of a comparison
-NUM_QUERIES = 24  # of a group
 NUM_GROUPS = 2
-SHAPES = ((5, 4), (3, 2))  # of the levels of an attention
 
 
 def find_matcher(matcher: HungarianMatcher) -> Finding:

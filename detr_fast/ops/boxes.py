@@ -12,6 +12,12 @@ def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     return torch.cat((center - size / 2, center + size / 2), -1)
 
 
+def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """Convert corners to centers and sizes: [...,4] to [...,4]."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat(((low + high) / 2, high - low), -1)
+
+
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """Return the dtype to compute in: float64 where all tensors are, else float32."""
     return torch.float64 if all(t.dtype == torch.float64 for t in tensors) else torch.float32

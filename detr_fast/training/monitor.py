@@ -142,7 +142,10 @@ class MetricsLog:
             self._file.close()
             self._board.close()
             for tracker in self._trackers:
-                tracker.finish()
+                try:
+                    tracker.finish()
+                except Exception as error:  # as above; what was trained is saved
+                    logger.warning("could not finish the tracker %s: %s", tracker.name, error)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

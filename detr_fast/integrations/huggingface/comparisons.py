@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from detr_fast.integrations.evidence import (
+    NUM_QUERIES,
+    SHAPES,
+    SIZES,
     Disagreement,
     Finding,
     check_close,
@@ -27,11 +30,8 @@ from detr_fast.integrations.huggingface.criteria import FAMILIES, FastLoss
 from detr_fast.integrations.huggingface.position import FastEncoding, Options
 from detr_fast.integrations.huggingface.rebinding import FastAssignment, rebind
 
-SIZES = (9, 0, 5, 12, 7, 10, 11, 8, 3, 12, 10, 9, 12, 11)  # targets of the images; none is also a case
-NUM_QUERIES = 24  # of a group
 NUM_LAYERS = 3
 DENOISING_GROUPS = 2
-SHAPES = ((5, 4), (3, 2))  # of the levels of an attention
 PADDED = (2, 6, 7)  # the shape of a padding mask
 
 Arguments = tuple[dict[str, Any], dict[str, Tensor]]  # arguments by name, and those with gradients

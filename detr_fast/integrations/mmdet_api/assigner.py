@@ -14,9 +14,8 @@ from detr_fast.integrations.mmdet_api.boxes import (
     check_no_ignored,
     image_factor,
     scatter_to_queries,
-    xyxy_to_cxcywh,
 )
-from detr_fast.ops.boxes import box_cxcywh_to_xyxy
+from detr_fast.ops.boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 from detr_fast.ops.weights import MatchWeights
 
 IOU_EPS = 1e-6  # smallest area, in squared pixels, in the overlaps of MMDetection
@@ -146,7 +145,7 @@ class BBoxL1Cost:
             [Q,T].
         """
         if self.box_format == "xywh":
-            return ops.pairwise_box_l1(bbox_pred, xyxy_to_cxcywh(gt_bboxes)) * self.weight
+            return ops.pairwise_box_l1(bbox_pred, box_xyxy_to_cxcywh(gt_bboxes)) * self.weight
         return ops.pairwise_box_l1(box_cxcywh_to_xyxy(bbox_pred), gt_bboxes) * self.weight
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
 ImageMeta: TypeAlias = Mapping[str, Any]  # with the img_shape, height and width first
@@ -17,9 +17,14 @@ def image_factor(boxes: Tensor, img_meta: ImageMeta) -> Tensor:
     return boxes.new_tensor([width, height, width, height])
 
 
-def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """Convert boxes [T,4]."""
-    return torch.cat(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), -1)
+def mean_side(sizes: Iterable[Sequence[int]]) -> float:
+    """Return the side of a square with the mean area of images, the scale of normalized boxes.
+
+    Args:
+        sizes: Height and width of each image in pixels; what follows is left out.
+    """
+    areas = [height * width for height, width, *_ in sizes]
+    return math.sqrt(sum(areas) / len(areas))
 
 
 def check_no_ignored(boxes: object) -> None:

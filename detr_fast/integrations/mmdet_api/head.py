@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,9 +15,10 @@ from detr_fast.integrations.mmdet_api.boxes import (
     ImageMeta,
     check_no_ignored,
     image_factor,
+    mean_side,
     scatter_to_queries,
-    xyxy_to_cxcywh,
 )
+from detr_fast.ops.boxes import box_xyxy_to_cxcywh
 from detr_fast.ops.targets import Targets
 from detr_fast.ops.weights import LossWeights, MatchWeights, check_agreement
 
@@ -61,7 +61,7 @@ def get_targets(
     for query, truth, labels, meta in zip(
         index.split(targets.sizes), gt_bboxes_list, gt_labels_list, img_metas, strict=True
     ):
-        goal = xyxy_to_cxcywh(truth / image_factor(truth, meta)).to(boxes.dtype)
+        goal = box_xyxy_to_cxcywh(truth / image_factor(truth, meta)).to(boxes.dtype)
         images.append(
             (
                 scatter_to_queries(labels, query, num_queries, fill=num_classes),
@@ -111,7 +111,7 @@ def loss(
             than the softmax cross-entropy.
     """
     check_no_ignored(gt_bboxes_ignore)
-    weights = replace(weights or LossWeights.mmdet2(), box_scale=_side(img_metas))
+    weights = replace(weights or LossWeights.mmdet2(), box_scale=mean_side(meta["img_shape"] for meta in img_metas))
     check_agreement(MatchWeights(), weights)
     targets = _pack(gt_bboxes_list, gt_labels_list, img_metas)
     index = _match(all_cls_scores, all_bbox_preds, targets, gt_bboxes_list, gt_labels_list, img_metas, assigner)
@@ -157,7 +157,12 @@ def _match(
     assigner = assigner or _default_assigner()
     weights = assigner.match_weights()
     if weights is not None:
-        cost = ops.match_cost(logits, boxes, targets, weights=replace(weights, box_scale=_side(img_metas)))
+        cost = ops.match_cost(
+            logits,
+            boxes,
+            targets,
+            weights=replace(weights, box_scale=mean_side(meta["img_shape"] for meta in img_metas)),
+        )
         return ops.batch_linear_sum_assignment(cost, targets)
     rows = []
     for layer_logits, layer_boxes in zip(logits, boxes, strict=True):
@@ -174,13 +179,7 @@ def _match(
 def _pack(gt_bboxes: Sequence[Tensor], gt_labels: Sequence[Tensor], img_metas: Sequence[ImageMeta]) -> Targets:
     return Targets.from_list(
         [
-            {"labels": labels, "boxes": xyxy_to_cxcywh(boxes / image_factor(boxes, meta))}
+            {"labels": labels, "boxes": box_xyxy_to_cxcywh(boxes / image_factor(boxes, meta))}
             for boxes, labels, meta in zip(gt_bboxes, gt_labels, img_metas, strict=True)
         ]
     )
-
-
-def _side(img_metas: Sequence[ImageMeta]) -> float:
-    """Return the side in pixels of a square with the mean area of the images, the scale of normalized boxes."""
-    areas = [math.prod(meta["img_shape"][:2]) for meta in img_metas]
-    return math.sqrt(sum(areas) / len(areas))
