@@ -14,7 +14,7 @@ from importlib.metadata import packages_distributions
 
 from detr_fast.integrations.evidence import Finding, installed_version
 
-SURVEYS = {"transformers": "huggingface.survey", "rfdetr": "rfdetr", "mmdet": "mmdet"}
+SURVEYS = {"transformers": "huggingface.survey", "rfdetr": "rfdetr.survey", "mmdet": "mmdet.survey"}
 
 
 def describe_hosts() -> str:

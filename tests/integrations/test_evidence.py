@@ -346,13 +346,15 @@ class TestRFDETR:
         assert isinstance(criterion, rfdetr.FastCriterion)
 
     def test_another_cardinality_error(self, rfdetr, criterion, monkeypatch):
+        from detr_fast.integrations.rfdetr.comparisons import NUM_GROUPS, random_step
+
         monkeypatch.setattr(
             rfdetr.SetCriterion, "loss_cardinality", lambda *_, **__: {"cardinality_error": torch.tensor(11.0)}
         )
         rfdetr.accelerate(criterion)
-        outputs, targets, _ = rfdetr._random_step(7)
+        outputs, targets, _ = random_step(7)
         assert type(criterion) is rfdetr.FastCriterionWithoutCardinality
-        criterion.group_detr = rfdetr.NUM_GROUPS
+        criterion.group_detr = NUM_GROUPS
         assert float(criterion(outputs, targets)["cardinality_error_0"]) == 11
 
     def test_another_attention(self, rfdetr, monkeypatch):
@@ -382,32 +384,43 @@ class TestMMDetection:
         return mmdet
 
     def test_this_release(self, fast):
-        findings = fast.find_all()
+        from detr_fast.integrations.mmdet.survey import find_all
+
+        findings = find_all()
         assert len(findings) == 5
         assert all(finding.reason is None for finding in findings)
 
     @pytest.mark.parametrize("loss", ["loss_cls", "loss_bbox", "loss_iou"])
     def test_a_head_with_another_factor(self, fast, loss, monkeypatch, caplog):
-        types = {"loss_cls": fast.CrossEntropyLoss, "loss_bbox": fast.L1Loss, "loss_iou": fast.GIoULoss}
+        from mmdet.models.dense_heads import DETRHead
+        from mmdet.models.losses import CrossEntropyLoss, GIoULoss, L1Loss
+
+        types = {"loss_cls": CrossEntropyLoss, "loss_bbox": L1Loss, "loss_iou": GIoULoss}
         monkeypatch.setattr(types[loss], "forward", _scaled(types[loss].forward))
         head = fast.FastDETRHead(num_classes=7, embed_dims=16, train_cfg=TRAIN)
-        assert type(head) is fast.DETRHead
+        assert type(head) is DETRHead
         assert f"{loss} differs by" in caplog.text
         assert type(fast.FastDETRHead(num_classes=7, embed_dims=16, train_cfg=TRAIN, check=False)) is fast.FastDETRHead
 
     @pytest.mark.parametrize("factor", [0.9, 1.1])
     @pytest.mark.parametrize("index", range(3))
     def test_an_assigner_with_other_weights(self, fast, index, factor, monkeypatch):
-        cost = (fast.ClassificationCost, fast.BBoxL1Cost, fast.IoUCost)[index]
+        from mmdet.models.dense_heads import DETRHead
+        from mmdet.models.task_modules.assigners import BBoxL1Cost, ClassificationCost, HungarianAssigner, IoUCost
+
+        cost = (ClassificationCost, BBoxL1Cost, IoUCost)[index]
         original = cost.__call__
         monkeypatch.setattr(cost, "__call__", lambda *args, **kwargs: factor * original(*args, **kwargs))
-        assert type(fast.FastHungarianAssigner(TRAIN["assigner"]["match_costs"])) is fast.HungarianAssigner
-        assert type(fast.FastDETRHead(num_classes=7, embed_dims=16, train_cfg=TRAIN)) is fast.DETRHead
+        assert type(fast.FastHungarianAssigner(TRAIN["assigner"]["match_costs"])) is HungarianAssigner
+        assert type(fast.FastDETRHead(num_classes=7, embed_dims=16, train_cfg=TRAIN)) is DETRHead
 
     def test_other_layers(self, fast, monkeypatch):
+        from mmcv.ops import MultiScaleDeformableAttention
+        from mmdet.models.layers import SinePositionalEncoding
+
         for host, name, arguments in (
-            (fast.SinePositionalEncoding, "FastSinePositionalEncoding", {"num_feats": 8, "normalize": True}),
-            (fast.MultiScaleDeformableAttention, "FastMultiScaleDeformableAttention", {"embed_dims": 16}),
+            (SinePositionalEncoding, "FastSinePositionalEncoding", {"num_feats": 8, "normalize": True}),
+            (MultiScaleDeformableAttention, "FastMultiScaleDeformableAttention", {"embed_dims": 16}),
         ):
             assert type(getattr(fast, name)(**arguments)) is getattr(fast, name)
             evidence.forget()

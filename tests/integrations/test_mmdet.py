@@ -107,6 +107,8 @@ def test_the_costs(fast, costs):
     from mmdet.registry import TASK_UTILS
     from mmengine.structures import InstanceData
 
+    from detr_fast.integrations.mmdet import conversions
+
     (truth, *_), (meta, *_) = make_instances((5,))
     logits, boxes = (tensor.detach() for tensor in make_predictions(1, NUM_CLASSES + 1, layers=1))
     height, width = SIZES[0]
@@ -115,11 +117,11 @@ def test_the_costs(fast, costs):
     predicted = InstanceData(scores=logits[0, 0], bboxes=corners)
     match_costs = [TASK_UTILS.build(cost) for cost in COSTS[costs]]
     expected = sum(cost(predicted, truth, meta) for cost in match_costs)  # [Q,T]
-    weights = fast.match_weights(match_costs)
-    found = ops.match_cost(logits, boxes, fast._pack([truth], [SIZES[0]]), weights=weights)
+    weights = conversions.match_weights(match_costs)
+    found = ops.match_cost(logits, boxes, conversions.pack([truth], [SIZES[0]]), weights=weights)
     torch.testing.assert_close(found[0].T, expected, rtol=2e-6, atol=2e-6)
     if costs == "corners":
-        preset = ops.match_cost(logits, boxes, fast._pack([truth], [SIZES[0]]), weights=MatchWeights.mmdet2())
+        preset = ops.match_cost(logits, boxes, conversions.pack([truth], [SIZES[0]]), weights=MatchWeights.mmdet2())
         torch.testing.assert_close(preset[0].T, expected, rtol=2e-6, atol=2e-6)
 
 
@@ -165,11 +167,13 @@ def test_the_head(fast, costs, options, counts, monkeypatch):
 @pytest.mark.parametrize("counts", [(3, 0, 5), (14, 2)], ids=["ragged", "more than queries"])
 def test_the_preset_is_the_head_of_2_11(fast, counts):
     """MatchWeights.mmdet2() and LossWeights.mmdet2(): L1 in xyxy, GIoU in pixels, divided by the matched pairs."""
+    from detr_fast.integrations.mmdet.conversions import pack
+
     head, _ = build_heads("corners")
     logits, boxes = make_predictions(len(counts), NUM_CLASSES + 1)
     instances, metas = make_instances(counts)
     host = head.loss_by_feat(logits, boxes, instances, metas)
-    targets: Targets = fast._pack(instances, [meta["img_shape"] for meta in metas])
+    targets: Targets = pack(instances, [meta["img_shape"] for meta in metas])
     weights = LossWeights.mmdet2()
     index = ops.batch_linear_sum_assignment(
         ops.match_cost(logits, boxes, targets, weights=MatchWeights.mmdet2()), targets
