@@ -57,9 +57,9 @@ class CocoEvaluation:
         listed = detections[detections[:, 6] >= 0]
         listed[:, 0] = np.array([image_numbers[image["id"]] for image in images])[listed[:, 0].astype(np.int64)]
         listed[:, 6] += 1
+        self._truth, self._detections = COCO(numbered), listed
+        self._evaluator = self._evaluator_of(listed)
         with contextlib.redirect_stdout(io.StringIO()):  # the evaluator prints the metrics
-            truth = COCO(numbered)
-            self._evaluator = COCOeval(truth, truth.load_res(listed), "bbox")
             self._evaluator.run()
         assert self._evaluator.eval is not None
         self._precision = self._evaluator.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class], all sizes
@@ -112,9 +112,28 @@ class CocoEvaluation:
 
         Returns:
             Counts int64 [C+1,C+1], ground truth by detection, of boxes whose IoU is at least 0.5. The last row has the
-            detections without a ground truth, the last column the ground truth that was not detected.
+            detections without a ground truth, the last column the ground truth that was not detected. Detections of
+            crowd regions are left out, as they are from AP.
         """
-        return self._evaluator.confusion_matrix(iou_thr=0.5, min_score=threshold)["matrix"].astype(np.int64)
+        evaluator = self._evaluator_of(self._detections[~self._detects_crowd()])
+        return evaluator.confusion_matrix(iou_thr=0.5, min_score=threshold)["matrix"].astype(np.int64)
+
+    def _detects_crowd(self) -> np.ndarray:
+        """Return which detections AP at IoU 0.5 ignores, bool [K]; the evaluator's confusion matrix counts them."""
+        found = np.zeros(len(self._detections), dtype=bool)
+        crowded = {entry["image_id"] for entry in self._truth.dataset["annotations"] if entry.get("iscrowd")}
+        if crowded:
+            evaluator = self._evaluator_of(self._detections)
+            evaluator.params.img_ids = sorted(crowded)
+            evaluator.params.area_rng, evaluator.params.area_rng_lbl = [[0.0, 1e10]], ["all"]
+            evaluator.evaluate()
+            for image in filter(None, evaluator.eval_imgs):
+                detected = np.array(image["dtIds"], dtype=np.int64)[np.array(image["dtIgnore"][0], dtype=bool)]
+                found[detected - 1] = True  # the evaluator numbers detections from 1
+        return found
+
+    def _evaluator_of(self, detections: np.ndarray) -> COCOeval:
+        return COCOeval(self._truth, self._truth.load_res(detections), "bbox")
 
     def image_ap50(self) -> dict[int, float]:
         """Return AP at IoU 0.5 of each image that has ground truth, by its id; its classes are not told apart."""

@@ -57,7 +57,8 @@ def _random_data(seed: int) -> tuple[dict[str, Any], np.ndarray]:
     return {"images": images, "annotations": annotations, "categories": categories}, np.array(rows, dtype=np.float64)
 
 
-def _pycocotools(truth: dict[str, Any], detections: np.ndarray) -> tuple[list[float], dict[str, float]]:
+def _evaluated(truth: dict[str, Any], detections: np.ndarray) -> COCOeval:
+    """The evaluation of pycocotools."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = truth
@@ -66,6 +67,11 @@ def _pycocotools(truth: dict[str, Any], detections: np.ndarray) -> tuple[list[fl
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
+    return evaluation
+
+
+def _pycocotools(truth: dict[str, Any], detections: np.ndarray) -> tuple[list[float], dict[str, float]]:
+    evaluation = _evaluated(truth, detections)
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     names = {category["id"]: category["name"] for category in truth["categories"]}
     classes = {}
@@ -83,6 +89,27 @@ def test_the_metrics_are_those_of_pycocotools(seed):
     assert [metrics[name] for name in METRICS] == pytest.approx(stats, abs=1e-12)
     assert metrics["classes"] == pytest.approx(classes, abs=1e-12)
     assert 0 < metrics["AP"] < 1
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3, 4, 5, 7])  # with the others crowds are not detected
+def test_the_confusion_matrix_leaves_out_what_pycocotools_ignores(seed):
+    truth, detections = _random_data(seed)
+    counts = Counter(detections[:, 0])
+    detections = detections[[counts[image] <= 100 for image in detections[:, 0]]]  # the evaluator takes no more
+    threshold = 0.3
+    ignored = 0
+    for entry in filter(None, _evaluated(truth, detections).evalImgs):
+        if entry["aRng"] == [0, 1e10]:
+            scores = np.array(entry["dtScores"])
+            ignored += int(((entry["dtIgnore"][0] == 1) & (scores >= threshold)).sum())
+    images, categories = ([entry["id"] for entry in truth[part]] for part in ("images", "categories"))
+    indexed = detections.copy()
+    indexed[:, 0] = [images.index(image) for image in detections[:, 0]]
+    indexed[:, 6] = [categories.index(category) for category in detections[:, 6]]
+    matrix = CocoEvaluation(truth, indexed).confusion_matrix(threshold=threshold)
+    assert ignored
+    assert matrix[:, :-1].sum() == (detections[:, 5] >= threshold).sum() - ignored
+    assert matrix[:-1].sum() == sum(not annotation["iscrowd"] for annotation in truth["annotations"])
 
 
 def _renumber(truth, images=lambda n: n, annotations=lambda n: n, categories=lambda n: n):
