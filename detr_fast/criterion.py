@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Never
 
@@ -15,7 +16,8 @@ from detr_fast.ops.match_cost import match_cost
 from detr_fast.ops.metrics import cardinality_error, class_error
 from detr_fast.ops.normalizers import at_least, count_boxes, count_class_weight
 from detr_fast.ops.set_loss import weighted_set_loss
-from detr_fast.ops.targets import Targets
+from detr_fast.ops.targets import LARGEST_FRACTION, Targets
+from detr_fast.ops.tracing import is_tracing
 from detr_fast.ops.weights import LossWeights, MatchWeights, check_agreement, check_weights
 
 # What a call (outputs, targets) leaves out, as facebookresearch/detr's matcher and criterion are called.
@@ -136,6 +138,9 @@ class SetCriterion(nn.Module):
     def forward(self, logits: Tensor, boxes: Tensor, targets: Targets = _ABSENT) -> CriterionOutput:
         """Match queries and targets, and compute all losses.
 
+        Predicted boxes in pixels or with a negative side are computed, and on the CPU they are warned of. On a GPU they
+        are not read, which would synchronize.
+
         Args:
             logits: Class logits [L,B,Q,C]; layer L-1 is the output of the model.
             boxes: Predicted boxes [L,B,Q,4], cxcywh in [0,1].
@@ -153,6 +158,7 @@ class SetCriterion(nn.Module):
         """
         _refuse_output_dictionary(logits)
         query_index = self.matcher(logits, boxes, targets)
+        _warn_of_boxes(boxes.detach())
         num_boxes, class_normalizer = loss_divisors(
             logits, targets, self.weights, groups=self.matcher.groups, synchronize=self.training
         )
@@ -220,6 +226,20 @@ def _refuse_output_dictionary(logits: Any) -> None:
             "expected (logits, boxes, targets), got a dictionary of outputs; stack the layers, the last one last: "
             "logits = torch.stack([*(x['pred_logits'] for x in outputs['aux_outputs']), outputs['pred_logits']]), "
             "boxes alike of 'pred_boxes', and targets = Targets.from_list(targets)"
+        )
+
+
+def _warn_of_boxes(boxes: Tensor) -> None:
+    """Warn of predicted boxes that are in pixels or have a negative side, where reading them does not synchronize."""
+    if is_tracing(boxes) or boxes.device.type != "cpu" or not boxes.numel():
+        return
+    largest, smallest_side = float(boxes.max()), float(boxes[..., 2:].min())
+    if largest > LARGEST_FRACTION or smallest_side < 0:
+        what = f"contain {largest:.4g}" if largest > LARGEST_FRACTION else f"have a side of {smallest_side:.4g}"
+        warnings.warn(
+            f"the predicted boxes {what}; expected (cx, cy, width, height) in [0,1]. Are they in pixels, or corners, "
+            "or is the sigmoid missing?",
+            stacklevel=5,  # of the call of the module
         )
 
 

@@ -219,8 +219,8 @@ class Targets:
                 f"{self.name_target(row)}: box {boxes[row].tolist()} is not a box; expected finite "
                 "(cx, cy, width, height) with width and height not below 0"
             )
-        if float(boxes.max()) > _LARGEST_FRACTION:
-            row = int((boxes > _LARGEST_FRACTION).any(-1).nonzero()[0])
+        if float(boxes.max()) > LARGEST_FRACTION:
+            row = int((boxes > LARGEST_FRACTION).any(-1).nonzero()[0])
             raise ValueError(
                 f"{self.name_target(row)}: box {boxes[row].tolist()} is not a fraction of the image; expected "
                 "(cx, cy, width, height) in [0,1]. Divide boxes in pixels by the image's width and height"
@@ -241,7 +241,7 @@ class Targets:
             )
 
 
-_LARGEST_FRACTION = 2.0  # a box that lies partly outside of its image, but none in pixels, stays below
+LARGEST_FRACTION = 2.0  # a box that lies partly outside of its image, but none in pixels, stays below
 _MARGIN = 0.05  # by which a box may leave its image before it counts as outside
 
 

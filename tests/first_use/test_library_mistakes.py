@@ -5,6 +5,7 @@ Mistakes in targets, of their keys, labels and boxes, are in tests/ops/test_targ
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -138,6 +139,26 @@ def test_a_divisor_is_a_number_of_numpy(targets: Targets) -> None:
 def test_weights_are_of_another_class(build: Callable[[], Any], message: str) -> None:
     with pytest.raises(TypeError, match=f"{message}.*presets"):
         build()
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        (BOXES * 640, "the predicted boxes contain 320; .*in pixels"),
+        (BOXES * torch.tensor([1, 1, -1, 1]), "the predicted boxes have a side of -0.5; .*sigmoid"),
+    ],
+)
+def test_predictions_are_in_pixels_or_have_negative_sides(boxes: torch.Tensor, message: str, targets: Targets) -> None:
+    with pytest.warns(UserWarning, match=message) as warned:
+        SetCriterion()(LOGITS, boxes, targets)
+    assert [warning.filename for warning in warned] == [__file__]
+
+
+def test_predictions_in_range_and_no_predictions_are_not_warned_of(targets: Targets) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SetCriterion()(LOGITS, torch.tensor([0.0, 1.0, 0.0, 1.0]).expand(1, 2, 5, 4), targets)
+        SetCriterion()(LOGITS[:, :0], BOXES[:, :0], Targets.from_list([]))
 
 
 @pytest.mark.parametrize("build", [HungarianMatcher, SetCriterion])
