@@ -16,13 +16,17 @@ class DataError(ValueError):
 class FaultKind(StrEnum):
     """The kinds of fault; the value is printed in reports."""
 
+    NON_INTEGER_ID = "id that is no integer"
     NON_PORTABLE_ID = "id that other tools misread"
     MALFORMED_FILE = "malformed annotation file"
     MALFORMED_CATEGORY = "malformed category"
     DUPLICATE_CATEGORY = "duplicate category id"
+    DUPLICATE_NAME = "duplicate category name"
     RENAMED_CATEGORY = "renamed category"
     MALFORMED_IMAGE = "malformed image entry"
     DUPLICATE_IMAGE = "duplicate image id"
+    DUPLICATE_FILE = "image file with two ids"
+    FOREIGN_FILE_NAME = "file names of another directory or system"
     UNSAFE_FILE_NAME = "unsafe file name"
     MISSING_IMAGE = "missing image"
     UNREADABLE_IMAGE = "unreadable image"
@@ -40,6 +44,7 @@ class FaultKind(StrEnum):
     BOX_OUTSIDE_IMAGE = "box outside the image"
     BOX_BEYOND_IMAGE = "box beyond the image's edge"
     BOXES_AS_FRACTIONS = "boxes as fractions"
+    BOXES_AS_CORNERS = "boxes as corners"
     NO_ANNOTATION = "no usable annotation"
     MANY_OBJECTS = "more objects than queries"
 
@@ -55,7 +60,11 @@ class FaultKind(StrEnum):
 
 
 _TREATMENTS = {
+    FaultKind.NON_INTEGER_ID: "taken for integers",
     FaultKind.NON_PORTABLE_ID: "used as it is",
+    FaultKind.DUPLICATE_NAME: "kept as a class of its own",
+    FaultKind.DUPLICATE_FILE: "used for each id",
+    FaultKind.FOREIGN_FILE_NAME: "taken as relative to the image directory",
     FaultKind.MALFORMED_AREA: "the area of the box is used",
     FaultKind.RENAMED_CATEGORY: "treated as the same",
     FaultKind.UNREADABLE_IMAGE: "replaced in training, skipped in evaluation",
@@ -64,6 +73,7 @@ _TREATMENTS = {
     FaultKind.UNUSUAL_DEPTH: "scaled",
     FaultKind.BOX_BEYOND_IMAGE: "clipped",
     FaultKind.BOXES_AS_FRACTIONS: "taken as pixels nevertheless",
+    FaultKind.BOXES_AS_CORNERS: "taken as [x, y, width, height] nevertheless",
     FaultKind.NO_ANNOTATION: "refused in training",
     FaultKind.MANY_OBJECTS: "at most one object for each query is learned and found",
 }
