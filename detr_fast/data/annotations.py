@@ -84,9 +84,9 @@ class ImageEntry(NamedTuple):
                 stored.orientation, "upright" if is_upright else "stored", *image.size, told_by
             )
             faults.append(Fault(FaultKind.TURNED_IMAGE, self.path, self.id, None, message))
-        if stored.depth in (8, 12):
-            message = f"the values are taken to have {stored.depth} bits, which represent the largest of them"
-            faults.append(Fault(FaultKind.UNUSUAL_DEPTH, self.path, self.id, None, message))
+        if stored.white not in (None, 2**16 - 1):
+            message = f"the values are taken to range from 0 to {stored.white}, which holds the largest of them"
+            faults.append(Fault(FaultKind.ASSUMED_RANGE, self.path, self.id, None, message))
         if self.size not in (None, image.size):
             message = "the image is {} x {}, the annotation file says {} x {}".format(*image.size, *self.size)
             faults.append(Fault(FaultKind.WRONG_IMAGE_SIZE, self.path, self.id, None, message))

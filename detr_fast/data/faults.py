@@ -32,7 +32,7 @@ class FaultKind(StrEnum):
     UNREADABLE_IMAGE = "unreadable image"
     WRONG_IMAGE_SIZE = "wrong image size"
     TURNED_IMAGE = "image with an EXIF orientation"
-    UNUSUAL_DEPTH = "fewer bits than the mode of the image"
+    ASSUMED_RANGE = "image with an assumed range of values"
     MALFORMED_ANNOTATION = "malformed annotation"
     DUPLICATE_ANNOTATION = "duplicate annotation id"
     UNKNOWN_IMAGE = "unknown image"
@@ -70,7 +70,7 @@ _TREATMENTS = {
     FaultKind.UNREADABLE_IMAGE: "replaced in training, skipped in evaluation",
     FaultKind.WRONG_IMAGE_SIZE: "the size of the file is used",
     FaultKind.TURNED_IMAGE: "turned as its boxes are",
-    FaultKind.UNUSUAL_DEPTH: "scaled",
+    FaultKind.ASSUMED_RANGE: "scaled",
     FaultKind.BOX_BEYOND_IMAGE: "clipped",
     FaultKind.BOXES_AS_FRACTIONS: "taken as pixels nevertheless",
     FaultKind.BOXES_AS_CORNERS: "taken as [x, y, width, height] nevertheless",

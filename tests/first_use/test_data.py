@@ -5,6 +5,7 @@ Faults of single entries, EXIF orientations and images that cannot be read are i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,38 @@ def test_boxes_that_leave_their_image_are_no_corners_if_one_cannot_be(data: Data
     data.write()
     kinds = {fault.kind for fault in check_dataset(data.images, data.file)}
     assert kinds == {FaultKind.BOX_BEYOND_IMAGE}
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "white"), [("12 bits", ".png", 4095), ("12 bits", ".tif", 4095), ("float", ".tif", 1)]
+)
+def test_photographs_of_12_bits_and_floating_point_values_are_named(
+    data: DataSet, kind: str, suffix: str, white: int
+) -> None:
+    """They are counted, without a warning for each of them in training, where often all images are of this kind."""
+    for number in range(1, 6):
+        save_photograph(data.images / f"{number}{suffix}", kind)
+    data.change("images", file_name=lambda name: Path(name).stem + suffix)
+    faults = check_dataset(data.images, data.file)
+    assert [(fault.kind, fault.image_id) for fault in faults] == [(FaultKind.ASSUMED_RANGE, n) for n in range(1, 6)]
+    assert faults[0].message == f"the values are taken to range from 0 to {white}, which holds the largest of them"
+    dataset = CocoDetection(data.images, data.file, Resize(32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        samples = [dataset[index] for index in range(5)]
+    assert dataset.report == {FaultKind.ASSUMED_RANGE: 5}
+    assert all(sample is not None and int(sample.image.max()) > 250 for sample in samples)
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [("16 bits", ".png"), ("RGBA", ".png"), ("LA", ".png"), ("P", ".gif"), ("1", ".png"), ("CMYK", ".JPG")],
+)
+def test_photographs_of_other_kinds_are_read_without_a_fault(data: DataSet, kind: str, suffix: str) -> None:
+    save_photograph(data.images / f"ü/eins{suffix}", kind)
+    data.content["images"][0]["file_name"] = f"ü/eins{suffix}"
+    data.write()
+    assert check_dataset(data.images, data.file) == []
+    sample = CocoDetection(data.images, data.file, Resize(32))[0]
+    assert sample is not None
+    assert sample.image[:, -8:].float().mean() > sample.image[:, :8].float().mean() + 100
