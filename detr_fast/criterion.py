@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Never
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from detr_fast.ops.arguments import as_integer
 from detr_fast.ops.batch_linear_sum_assignment import batch_linear_sum_assignment
 from detr_fast.ops.match_cost import match_cost
 from detr_fast.ops.metrics import cardinality_error, class_error
 from detr_fast.ops.normalizers import at_least, count_boxes, count_class_weight
 from detr_fast.ops.set_loss import weighted_set_loss
-from detr_fast.ops.targets import Targets
-from detr_fast.ops.weights import LossWeights, MatchWeights, check_agreement
+from detr_fast.ops.targets import LARGEST_FRACTION, Targets
+from detr_fast.ops.tracing import is_tracing
+from detr_fast.ops.weights import LossWeights, MatchWeights, check_agreement, check_weights
+
+# What a call (outputs, targets) leaves out, as facebookresearch/detr's matcher and criterion are called.
+_ABSENT: Any = None
 
 PRESETS = ("detr", "mmdet2", "mmdet3", "deformable", "rt_detr", "lw_detr")
 
@@ -25,15 +32,23 @@ class HungarianMatcher(nn.Module):
     Args:
         weights: Costs of the matching; those of :meth:`MatchWeights.detr` by default.
         groups: Number of query groups. Each target is matched once in each group.
+
+    Raises:
+        TypeError: An argument is of another type, or one of facebookresearch/detr's.
+        ValueError: ``groups`` is below 1.
     """
 
-    def __init__(self, weights: MatchWeights | None = None, *, groups: int = 1) -> None:
+    def __init__(self, weights: MatchWeights | None = None, *, groups: int = 1, **others: Never) -> None:
         super().__init__()
-        self.weights = weights or MatchWeights()
-        self.groups = groups
+        _refuse_others("HungarianMatcher", others, "HungarianMatcher(MatchWeights(cost_class=1.0, cost_bbox=5.0))")
+        self.weights = MatchWeights() if weights is None else weights
+        check_weights("weights", self.weights, MatchWeights)
+        self.groups = as_integer("groups", groups)
+        if self.groups < 1:
+            raise ValueError(f"groups must be at least 1, got {groups}")
 
     @torch.no_grad()
-    def forward(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+    def forward(self, logits: Tensor, boxes: Tensor, targets: Targets = _ABSENT) -> Tensor:
         """Match each target to a query of its image.
 
         Args:
@@ -44,7 +59,13 @@ class HungarianMatcher(nn.Module):
         Returns:
             The index of the query that each target is matched to, -1 where it is unmatched: int64 [L,T], or [L,G,T]
             with more than one group.
+
+        Raises:
+            TypeError: An argument is of another type; the message says how to convert the outputs and targets of
+                facebookresearch/detr.
+            ValueError: As in :func:`match_cost` and :func:`batch_linear_sum_assignment`.
         """
+        _refuse_output_dictionary(logits)
         cost = match_cost(logits, boxes, targets, weights=self.weights, groups=self.groups)
         return batch_linear_sum_assignment(cost, targets, groups=self.groups)
 
@@ -75,14 +96,27 @@ class SetCriterion(nn.Module):
         groups: Number of query groups; 1 unless the model is a Group DETR.
 
     Raises:
+        TypeError: An argument is of another type, or one of facebookresearch/detr's.
         ValueError: The costs are those of a softmax with a no-object class and the losses those of sigmoids, or vice
-            versa.
+            versa; or ``groups`` is below 1.
     """
 
-    def __init__(self, match: MatchWeights | None = None, loss: LossWeights | None = None, *, groups: int = 1) -> None:
+    def __init__(
+        self,
+        match: MatchWeights | None = None,
+        loss: LossWeights | None = None,
+        *,
+        groups: int = 1,
+        **others: Never,
+    ) -> None:
         super().__init__()
+        example = "SetCriterion(MatchWeights(cost_class=1.0), LossWeights(loss_bbox=5.0, no_object=0.1))"
+        _refuse_others("SetCriterion", others, example)
+        match, loss = MatchWeights() if match is None else match, LossWeights() if loss is None else loss
+        check_weights("match", match, MatchWeights)
+        check_weights("loss", loss, LossWeights)
         self.matcher = HungarianMatcher(match, groups=groups)
-        self.weights = loss or LossWeights()
+        self.weights = loss
         check_agreement(self.matcher.weights, self.weights)
 
     @classmethod
@@ -101,8 +135,11 @@ class SetCriterion(nn.Module):
             raise ValueError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
         return cls(getattr(MatchWeights, name)(), getattr(LossWeights, name)())
 
-    def forward(self, logits: Tensor, boxes: Tensor, targets: Targets) -> CriterionOutput:
+    def forward(self, logits: Tensor, boxes: Tensor, targets: Targets = _ABSENT) -> CriterionOutput:
         """Match queries and targets, and compute all losses.
+
+        Predicted boxes in pixels or with a negative side are computed, and on the CPU they are warned of. On a GPU they
+        are not read, which would synchronize.
 
         Args:
             logits: Class logits [L,B,Q,C]; layer L-1 is the output of the model.
@@ -113,8 +150,15 @@ class SetCriterion(nn.Module):
             The total and the terms, named as in facebookresearch/detr: ``loss_ce``, ``loss_bbox``, ``loss_giou`` and
             ``cardinality_error`` for the last layer, the same with the suffixes ``_0`` to ``_{L-2}`` for the auxiliary
             layers, and ``class_error`` in percent for the last layer.
+
+        Raises:
+            TypeError: An argument is of another type; the message says how to convert the outputs and targets of
+                facebookresearch/detr.
+            ValueError: As in :func:`match_cost`, :func:`batch_linear_sum_assignment` and :func:`set_loss`.
         """
+        _refuse_output_dictionary(logits)
         query_index = self.matcher(logits, boxes, targets)
+        _warn_of_boxes(boxes.detach())
         num_boxes, class_normalizer = loss_divisors(
             logits, targets, self.weights, groups=self.matcher.groups, synchronize=self.training
         )
@@ -164,6 +208,39 @@ def loss_divisors(
         if weights.sync_class_normalizer:
             classes = mean_classes
     return at_least(boxes, 1), at_least(classes, weights.min_class_normalizer)
+
+
+def _refuse_others(name: str, others: Mapping[str, Any], example: str) -> None:
+    """Raise TypeError where keyword arguments of facebookresearch/detr, or unknown ones, were given."""
+    if others:
+        raise TypeError(
+            f"{name} got an unexpected argument {next(iter(others))!r}; unlike facebookresearch/detr's, it takes costs "
+            f"and weights of losses as MatchWeights and LossWeights, for example {example}"
+        )
+
+
+def _refuse_output_dictionary(logits: Any) -> None:
+    """Raise TypeError for a call with the dictionary of outputs that facebookresearch/detr's model returns."""
+    if isinstance(logits, Mapping):
+        raise TypeError(
+            "expected (logits, boxes, targets), got a dictionary of outputs; stack the layers, the last one last: "
+            "logits = torch.stack([*(x['pred_logits'] for x in outputs['aux_outputs']), outputs['pred_logits']]), "
+            "boxes alike of 'pred_boxes', and targets = Targets.from_list(targets)"
+        )
+
+
+def _warn_of_boxes(boxes: Tensor) -> None:
+    """Warn of predicted boxes that are in pixels or have a negative side, where reading them does not synchronize."""
+    if is_tracing(boxes) or boxes.device.type != "cpu" or not boxes.numel():
+        return
+    largest, smallest_side = float(boxes.max()), float(boxes[..., 2:].min())
+    if largest > LARGEST_FRACTION or smallest_side < 0:
+        what = f"contain {largest:.4g}" if largest > LARGEST_FRACTION else f"have a side of {smallest_side:.4g}"
+        warnings.warn(
+            f"the predicted boxes {what}; expected (cx, cy, width, height) in [0,1]. Are they in pixels, or corners, "
+            "or is the sigmoid missing?",
+            stacklevel=5,  # of the call of the module
+        )
 
 
 def _by_layer(terms: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -48,13 +48,13 @@ class Decoded(NamedTuple):
         pixels: The pixels as they are stored, uint8 [h,w,3].
         size: (width, height) of the file, which has more pixels if it was reduced while it was decoded.
         orientation: The EXIF orientation, 1 to 8; 1 stands for an image that is stored upright.
-        depth: Number of bits that the values were taken to have; None if the mode of the image determines it.
+        white: Value that was taken for white; None if the mode of the image determines it.
     """
 
     pixels: Tensor
     size: tuple[int, int]
     orientation: int
-    depth: int | None
+    white: int | None
 
     def upright(self) -> Decoded:
         """Return the image as viewers display it."""
@@ -62,7 +62,7 @@ class Decoded(NamedTuple):
         if turn is None:
             return self
         turned = Image.fromarray(self.pixels.numpy()).transpose(turn)
-        return Decoded(torch.from_numpy(np.array(turned)), turned.size, 1, self.depth)
+        return Decoded(torch.from_numpy(np.array(turned)), turned.size, 1, self.white)
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -121,7 +121,7 @@ def _decode_with_pillow(path: str | Path) -> Decoded:
             image.load()  # which turns a TIFF upright
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             pixels = torch.from_numpy(np.array(to_rgb(image)))
-            return Decoded(pixels, image.size, orientation if orientation in _TURNS else 1, _depth(image))
+            return Decoded(pixels, image.size, orientation if orientation in _TURNS else 1, _white(image))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for broken files
         raise ImageError(f"{path}: cannot read this image: {_cause(error)}") from error
 
@@ -187,30 +187,36 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ImageError: Floating point values or integers are outside the ranges.
     """
-    if (depth := _depth(image)) is not None:
-        gray = np.asarray(image).astype(np.int64) >> (depth - 8)
+    white = _white(image)
+    if white is not None and image.mode == "F":
+        return Image.fromarray(np.rint(np.asarray(image) * (255 / white)).astype(np.uint8)).convert("RGB")
+    if white is not None:
+        gray = np.asarray(image).astype(np.int64) >> (white.bit_length() - 8)
         return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        values = np.asarray(image)
-        low, high = float(values.min()), float(values.max())  # NaN if any value is
-        if not 0 <= low <= high <= 255:
-            raise ImageError(f"floating point values must be within [0,1] or [0,255], got {low:g} to {high:g}")
-        return Image.fromarray(np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
-def _depth(image: Image.Image) -> int | None:
-    """Return the number of bits of the values of an integer grayscale image; None for other modes."""
+def _white(image: Image.Image) -> int | None:
+    """Return the value of white in a grayscale image of integers or floating point values; None for other modes."""
+    if image.mode == "F":
+        low, high = _range(image)  # NaN if any value is
+        if not 0 <= low <= high <= 255:
+            raise ImageError(f"floating point values must be within [0,1] or [0,255], got {low:g} to {high:g}")
+        return 255 if high > 1 else 1
     if not image.mode.startswith("I"):
         return None
+    low, high = _range(image)
+    for white in (2**8 - 1, 2**12 - 1, 2**16 - 1):
+        if low >= 0 and high <= white:
+            return white
+    raise ImageError(f"integers must have at most 16 bits, got {low:.0f} to {high:.0f}")
+
+
+def _range(image: Image.Image) -> tuple[float, float]:
     values = np.asarray(image)
-    low, high = int(values.min()), int(values.max())
-    for depth in (8, 12, 16):
-        if low >= 0 and high < 2**depth:
-            return depth
-    raise ImageError(f"integers must have at most 16 bits, got {low} to {high}")
+    return float(values.min()), float(values.max())
 
 
 def is_side(value: object) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from detr_fast.data.faults import DataError, Fault, FaultKind
 from detr_fast.data.formats import read_source
+from detr_fast.data.guesses import faults_of_all
 from detr_fast.data.rules import (
     Finding,
     Size,
@@ -83,9 +84,9 @@ class ImageEntry(NamedTuple):
                 stored.orientation, "upright" if is_upright else "stored", *image.size, told_by
             )
             faults.append(Fault(FaultKind.TURNED_IMAGE, self.path, self.id, None, message))
-        if stored.depth in (8, 12):
-            message = f"the values are taken to have {stored.depth} bits, which represent the largest of them"
-            faults.append(Fault(FaultKind.UNUSUAL_DEPTH, self.path, self.id, None, message))
+        if stored.white not in (None, 2**16 - 1):
+            message = f"the values are taken to range from 0 to {stored.white}, which holds the largest of them"
+            faults.append(Fault(FaultKind.ASSUMED_RANGE, self.path, self.id, None, message))
         if self.size not in (None, image.size):
             message = "the image is {} x {}, the annotation file says {} x {}".format(*image.size, *self.size)
             faults.append(Fault(FaultKind.WRONG_IMAGE_SIZE, self.path, self.id, None, message))
@@ -171,7 +172,7 @@ def read_annotations(
     objects = _read_objects(source, sizes, labels, file, faults)
     counts = [len(objects.get(image.id, ())) for image in images]
     rows = [row for image in images for row in objects.get(image.id, ())]
-    faults += _faults_of_all(rows, sizes, file)
+    faults += faults_of_all([box for _, box in rows], source.annotations, sizes, faults, file)
     return Annotations(
         categories=tuple(categories),
         images=images,
@@ -233,11 +234,16 @@ def _area(entry: Mapping[str, Any]) -> float:
 
 def _read_categories(entries: list[Any], file: str, faults: list[Fault]) -> list[Category]:
     categories: dict[int, Category] = {}
+    by_name: dict[str, Category] = {}
     for entry in entries:
         findings = list(category_findings(entry, categories))
         faults += [Fault(kind, file, None, None, message) for kind, message in findings]
         if _usable(findings):
-            categories[entry["id"]] = Category(entry["id"], entry["name"])
+            category = Category(entry["id"], entry["name"])
+            if (twin := by_name.setdefault(category.name, category)) is not category:
+                message = f"categories {twin.id} and {category.id} are both called {category.name!r}"
+                faults.append(Fault(FaultKind.DUPLICATE_NAME, file, None, None, message))
+            categories[category.id] = category
     return list(categories.values())
 
 
@@ -256,6 +262,7 @@ def _read_images(
     """Return the usable images, and the stated size of each entry with an id."""
     images: list[ImageEntry] = []
     sizes: dict[int, Size | None] = {}
+    by_path: dict[str, int] = {}
     for entry in source.images:
         findings = list(image_findings(entry, sizes, folder))
         identifier = _id_or_none(entry, "id")
@@ -265,7 +272,11 @@ def _read_images(
             continue
         sizes[identifier] = stated_size(entry)
         if _usable(findings):
-            images.append(ImageEntry(identifier, os.path.join(folder, entry["file_name"]), sizes[identifier]))
+            path = os.path.join(folder, entry["file_name"])
+            if (twin := by_path.setdefault(os.path.normpath(path), identifier)) != identifier:
+                message = f"{entry['file_name']!r} is the file of image {twin}, too"
+                faults.append(Fault(FaultKind.DUPLICATE_FILE, place, identifier, None, message))
+            images.append(ImageEntry(identifier, path, sizes[identifier]))
     return sorted(images), sizes
 
 
@@ -280,15 +291,6 @@ def _read_objects(
             box = [left, top, left + width, top + height]
             objects.setdefault(entry["image_id"], []).append((labels[entry["category_id"]], box))
     return objects
-
-
-def _faults_of_all(rows: list[tuple[int, list[float]]], sizes: Mapping[int, Size | None], file: str) -> Iterator[Fault]:
-    """Yield the faults that concern all objects together."""
-    if not rows:
-        yield Fault(FaultKind.NO_ANNOTATION, file, None, None, "there is nothing to learn, and nothing to find")
-    elif all(0 <= value <= 1 for _, box in rows for value in box) and (1, 1) not in sizes.values():
-        message = f"all {len(rows)} boxes lie in the first pixel of their image; COCO's boxes are in pixels"
-        yield Fault(FaultKind.BOXES_AS_FRACTIONS, file, None, None, message)
 
 
 def _usable_annotations(

@@ -19,7 +19,8 @@ from detr_fast.data.faults import DataError, Fault, FaultKind, count_faults, des
 from detr_fast.data.transforms import Labeled, Transform, clip_boxes
 from detr_fast.images import ImageError, fit_shape, resize_pixels
 
-_IMAGE_FAULTS = (FaultKind.WRONG_IMAGE_SIZE, FaultKind.TURNED_IMAGE, FaultKind.UNUSUAL_DEPTH)
+_IMAGE_FAULTS = (FaultKind.WRONG_IMAGE_SIZE, FaultKind.TURNED_IMAGE, FaultKind.ASSUMED_RANGE)
+_COUNTED = (FaultKind.TURNED_IMAGE, FaultKind.ASSUMED_RANGE)  # and not warned of: often, all images have them
 
 
 class PaddedIndex(NamedTuple):
@@ -279,7 +280,7 @@ class CocoDetection(Dataset[Sample | None]):
         marks = self._marks[fault.kind]
         if not marks[row]:
             marks[row] = True
-            if fault.kind == FaultKind.TURNED_IMAGE:  # of which photographs have thousands; they are counted
+            if fault.kind in _COUNTED:
                 return
             warnings.warn(str(fault), RuntimeWarning, stacklevel=4)
 

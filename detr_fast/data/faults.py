@@ -16,19 +16,23 @@ class DataError(ValueError):
 class FaultKind(StrEnum):
     """The kinds of fault; the value is printed in reports."""
 
+    NON_INTEGER_ID = "id that is no integer"
     NON_PORTABLE_ID = "id that other tools misread"
     MALFORMED_FILE = "malformed annotation file"
     MALFORMED_CATEGORY = "malformed category"
     DUPLICATE_CATEGORY = "duplicate category id"
+    DUPLICATE_NAME = "duplicate category name"
     RENAMED_CATEGORY = "renamed category"
     MALFORMED_IMAGE = "malformed image entry"
     DUPLICATE_IMAGE = "duplicate image id"
+    DUPLICATE_FILE = "image file with two ids"
+    FOREIGN_FILE_NAME = "file names of another directory or system"
     UNSAFE_FILE_NAME = "unsafe file name"
     MISSING_IMAGE = "missing image"
     UNREADABLE_IMAGE = "unreadable image"
     WRONG_IMAGE_SIZE = "wrong image size"
     TURNED_IMAGE = "image with an EXIF orientation"
-    UNUSUAL_DEPTH = "fewer bits than the mode of the image"
+    ASSUMED_RANGE = "image with an assumed range of values"
     MALFORMED_ANNOTATION = "malformed annotation"
     DUPLICATE_ANNOTATION = "duplicate annotation id"
     UNKNOWN_IMAGE = "unknown image"
@@ -40,6 +44,7 @@ class FaultKind(StrEnum):
     BOX_OUTSIDE_IMAGE = "box outside the image"
     BOX_BEYOND_IMAGE = "box beyond the image's edge"
     BOXES_AS_FRACTIONS = "boxes as fractions"
+    BOXES_AS_CORNERS = "boxes as corners"
     NO_ANNOTATION = "no usable annotation"
     MANY_OBJECTS = "more objects than queries"
 
@@ -55,15 +60,20 @@ class FaultKind(StrEnum):
 
 
 _TREATMENTS = {
+    FaultKind.NON_INTEGER_ID: "taken for integers",
     FaultKind.NON_PORTABLE_ID: "used as it is",
+    FaultKind.DUPLICATE_NAME: "kept as a class of its own",
+    FaultKind.DUPLICATE_FILE: "used for each id",
+    FaultKind.FOREIGN_FILE_NAME: "taken as relative to the image directory",
     FaultKind.MALFORMED_AREA: "the area of the box is used",
     FaultKind.RENAMED_CATEGORY: "treated as the same",
     FaultKind.UNREADABLE_IMAGE: "replaced in training, skipped in evaluation",
     FaultKind.WRONG_IMAGE_SIZE: "the size of the file is used",
     FaultKind.TURNED_IMAGE: "turned as its boxes are",
-    FaultKind.UNUSUAL_DEPTH: "scaled",
+    FaultKind.ASSUMED_RANGE: "scaled",
     FaultKind.BOX_BEYOND_IMAGE: "clipped",
     FaultKind.BOXES_AS_FRACTIONS: "taken as pixels nevertheless",
+    FaultKind.BOXES_AS_CORNERS: "taken as [x, y, width, height] nevertheless",
     FaultKind.NO_ANNOTATION: "refused in training",
     FaultKind.MANY_OBJECTS: "at most one object for each query is learned and found",
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from detr_fast.data.coco_json import ROBOFLOW_FILE, read_coco
 from detr_fast.data.faults import DataError
+from detr_fast.data.repairs import repair
 from detr_fast.data.source import Source
 from detr_fast.data.voc import read_voc
 from detr_fast.data.yolo import CLASSES_FILE, read_yolo
@@ -40,7 +41,7 @@ def read_source(path: str, folder: str, imposed: Sequence[Category] | None) -> S
         return _read_directory(path, folder, imposed)
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".json":
-        return read_coco(path)
+        return _read_coco(path, folder)
     if not os.path.isfile(path):
         raise DataError(f"{path}: there is no such file or directory; expected {FORMATS}")
     if suffix in (".yaml", ".yml"):
@@ -48,6 +49,12 @@ def read_source(path: str, folder: str, imposed: Sequence[Category] | None) -> S
     if suffix == ".txt" and os.path.basename(os.path.dirname(os.path.dirname(os.path.abspath(path)))) == "ImageSets":
         return read_voc(path, folder, imposed)
     raise DataError(f"{path}: the format of these annotations is not known; expected {FORMATS}")
+
+
+def _read_coco(file: str, folder: str) -> Source:
+    source = read_coco(file)
+    repair(source, file, folder)
+    return source
 
 
 def _read_directory(path: str, folder: str, imposed: Sequence[Category] | None) -> Source:
@@ -63,7 +70,7 @@ def _read_directory(path: str, folder: str, imposed: Sequence[Category] | None) 
     if len(found) > 1:
         raise DataError(f"{path}: has {' and '.join(found)}, so that it is not clear which of them to read")
     if found[0] == ROBOFLOW_FILE:
-        return read_coco(os.path.join(path, ROBOFLOW_FILE))
+        return _read_coco(os.path.join(path, ROBOFLOW_FILE), folder)
     if found[0] == CLASSES_FILE:
         return read_yolo(os.path.join(path, CLASSES_FILE), folder, imposed)
     return read_voc(path, folder, imposed)

@@ -45,15 +45,18 @@ def image_findings(entry: Any, seen: Container[int], image_dir: str) -> Iterator
         return
     identifier, name = entry.get("id"), entry.get("file_name")
     if not is_int64(identifier):
-        yield FaultKind.MALFORMED_IMAGE, f'"id" must be an integer, got {_brief(identifier)} ({_brief(name)})'
+        yield (
+            FaultKind.MALFORMED_IMAGE,
+            f'"id" must be an integer, got {_brief(identifier)} ({_brief(name)}); number the images',
+        )
     elif identifier in seen:
         yield FaultKind.DUPLICATE_IMAGE, f"{_brief(name)} has the id of an earlier image"
     else:
         yield from _id_findings(identifier)
     if not isinstance(name, str) or not name:
         yield FaultKind.MALFORMED_IMAGE, f'"file_name" must be a string, got {_brief(name)}'
-    elif _leaves_folder(name):
-        yield FaultKind.UNSAFE_FILE_NAME, f"{_brief(name)} must be a path inside the image directory"
+    elif leaves_folder(name):
+        yield FaultKind.UNSAFE_FILE_NAME, f"{_brief(name)} must be a path inside the image directory, relative to it"
     elif not os.path.isfile(os.path.join(image_dir, name)):
         yield FaultKind.MISSING_IMAGE, f"there is no file {_brief(name)} in {image_dir}"
     if stated_size(entry) is None:
@@ -78,7 +81,7 @@ def annotation_findings(
     identifier, image, category = entry.get("id"), entry.get("image_id"), entry.get("category_id")
     size = None
     if not is_int64(identifier):
-        yield FaultKind.MALFORMED_ANNOTATION, f'"id" must be an integer, got {_brief(identifier)}'
+        yield FaultKind.MALFORMED_ANNOTATION, f'"id" must be an integer, got {_brief(identifier)}; number from 1'
     elif identifier in seen:
         yield FaultKind.DUPLICATE_ANNOTATION, "an earlier annotation has this id"
     elif identifier <= 0:
@@ -128,6 +131,12 @@ def finite_corners(entry: Any) -> tuple[float, float, float, float] | None:
     return left, top, left + width, top + height
 
 
+def leaves_folder(name: str) -> bool:
+    """Return whether a file name may lead out of the directory that it is relative to."""
+    path = PureWindowsPath(name)  # accepts both kinds of slash
+    return bool(path.drive or path.root) or ".." in path.parts
+
+
 def _id_findings(identifier: int) -> Iterator[Finding]:
     if abs(identifier) > MAX_EXACT_ID:
         yield FaultKind.NON_PORTABLE_ID, f'"id" {identifier} is beyond 2^53, where COCO tools round ids to float64'
@@ -168,11 +177,6 @@ def _is_number(value: Any) -> bool:
 
 def _numbers(box: list[int | float]) -> str:
     return f"[{', '.join(f'{value:.10g}' for value in box)}]"
-
-
-def _leaves_folder(name: str) -> bool:
-    path = PureWindowsPath(name)  # accepts both kinds of slash
-    return bool(path.drive or path.root) or ".." in path.parts
 
 
 def _brief(value: Any) -> str:

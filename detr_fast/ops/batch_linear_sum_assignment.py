@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from detr_fast.ops.arguments import as_integer, check_tensor
 from detr_fast.ops.cost_limit import extend_batch
 from detr_fast.ops.dispatch import environment_key, from_environment, register_op
-from detr_fast.ops.integers import as_integer
 from detr_fast.ops.linear_sum_assignment import as_array, solve
 from detr_fast.ops.targets import Targets, offsets_of
 from detr_fast.ops.tracing import is_tracing
@@ -102,7 +102,8 @@ def batch_linear_sum_assignment(
     Raises:
         ValueError: shapes do not fit together, or a cost is NaN or -inf, or +inf leaves no assignment; the message
             names layer, image and target. Or ``cost_limit`` is not finite.
-        TypeError: the costs are complex, or a size, ``groups`` or ``num_threads`` is no integer.
+        TypeError: the costs are no tensor or complex, ``targets_or_sizes`` is a list of mappings, or a size,
+            ``groups`` or ``num_threads`` is no integer.
         BackendError: the backend asked for cannot run here.
     """
     groups = as_integer("groups", groups)
@@ -150,6 +151,11 @@ def as_sizes(targets_or_sizes: Targets | Sequence[int]) -> list[int]:
     """Return the number of targets of each image."""
     if isinstance(targets_or_sizes, Targets):
         return targets_or_sizes.sizes
+    if not isinstance(targets_or_sizes, Iterable) or any(isinstance(n, Mapping) for n in targets_or_sizes):
+        raise TypeError(
+            "expected Targets, which Targets.from_list(...) builds, or the number of targets of each image, "
+            f"got {type(targets_or_sizes).__name__}"
+        )
     return [as_integer("a number of targets", n) for n in targets_or_sizes]
 
 
@@ -163,6 +169,7 @@ def _problems(
     cost: Tensor, targets_or_sizes: Targets | Sequence[int], groups: int
 ) -> tuple[list[int], Tensor | None, int]:
     """Return the sizes, empty where the offsets stand for them; the offsets; and the maximum size."""
+    check_tensor("cost", cost)
     if cost.dim() != 3:
         raise ValueError(f"cost must be [L,T,Q], got {list(cost.shape)}")
     if cost.is_complex():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from detr_fast.ops.arguments import check_tensor
+
 
 def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """Convert centers and sizes to corners: [...,4] to [...,4]."""
@@ -82,9 +84,11 @@ def flatten_pairs(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor, torch
         [K,N,4], [K,M,4], and the leading dimensions, which K is the product of.
 
     Raises:
+        TypeError: an argument is no tensor.
         ValueError: a shape or dtype does not fit.
     """
     for name, boxes in (("boxes1", boxes1), ("boxes2", boxes2)):
+        check_tensor(name, boxes)
         if boxes.dim() < 2 or boxes.shape[-1] != 4 or not boxes.is_floating_point():
             raise ValueError(f"{name} must be floating point [...,N,4], got {boxes.dtype} {list(boxes.shape)}")
     leading = _broadcast_leading(boxes1, boxes2)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from detr_fast.ops.arguments import as_integer, check_predictions
 from detr_fast.ops.boxes import box_cxcywh_to_xyxy, box_iou, compute_dtype
 from detr_fast.ops.class_loss import focal_class_cost
 from detr_fast.ops.dispatch import register_op
-from detr_fast.ops.integers import as_integer
-from detr_fast.ops.targets import Targets, check_predictions
-from detr_fast.ops.weights import MatchWeights
+from detr_fast.ops.targets import Targets
+from detr_fast.ops.weights import MatchWeights, check_weights
 
 
 def match_cost(
@@ -39,12 +39,11 @@ def match_cost(
         float32 [L,T,Q] (float64 where logits and boxes are float64).
 
     Raises:
-        TypeError: ``groups`` is no integer.
-        ValueError: shapes do not fit together, Q is not a multiple of ``groups``, or a label is out of range.
+        TypeError: an argument is of another type.
+        ValueError: shapes or dtypes do not fit together, Q is not a multiple of ``groups``, or a label is out of range.
         BackendError: the backend asked for cannot run here.
     """
-    if not isinstance(weights, MatchWeights):
-        raise TypeError(f"weights must be MatchWeights, got {type(weights).__name__}")
+    check_weights("weights", weights, MatchWeights)
     check_predictions(logits, boxes, targets, softmax=weights.class_cost == "softmax")
     groups = as_integer("groups", groups)
     if groups < 1 or logits.shape[2] % groups:

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from detr_fast.ops.arguments import check_divisor, check_predictions, check_tensor
 from detr_fast.ops.boxes import box_cxcywh_to_xyxy, box_iou, compute_dtype
 from detr_fast.ops.class_loss import focal_loss, ia_bce_loss, varifocal_loss
 from detr_fast.ops.custom_op import Differentiable, Scalar
 from detr_fast.ops.dispatch import register_op
 from detr_fast.ops.normalizers import at_least, count_boxes, count_class_weight
-from detr_fast.ops.targets import Targets, check_predictions
+from detr_fast.ops.targets import Targets
 from detr_fast.ops.tracing import is_tracing
-from detr_fast.ops.weights import LOSSES, LossWeights
+from detr_fast.ops.weights import LOSSES, LossWeights, check_weights
 
 
 def set_loss(
@@ -52,8 +53,9 @@ def set_loss(
         ``{"loss_ce", "loss_bbox", "loss_giou"}``, each float32 [L] (float64 where both inputs are).
 
     Raises:
-        ValueError: shapes do not fit together; a label or an index is out of range; a query is matched to two targets;
-            or a divisor requires grad.
+        TypeError: an argument is of another type.
+        ValueError: shapes or dtypes do not fit together; a label or an index is out of range; a query is matched to
+            two targets; or a divisor requires grad.
         BackendError: the backend asked for cannot run here.
     """
     losses, _ = _run(logits, boxes, targets, query_index, weights, num_boxes, class_normalizer, backend)
@@ -89,6 +91,7 @@ def weighted_set_loss(
         The sum, a scalar, and the losses as :func:`set_loss` returns them, without gradients.
 
     Raises:
+        TypeError: as in :func:`set_loss`.
         ValueError: as in :func:`set_loss`.
         BackendError: the backend asked for cannot run here.
     """
@@ -107,11 +110,11 @@ def _run(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Compute the losses [3,L] and their weighted sum []."""
-    if not isinstance(weights, LossWeights):
-        raise TypeError(f"weights must be LossWeights, got {type(weights).__name__}")
+    check_weights("weights", weights, LossWeights)
     check_predictions(logits, boxes, targets, softmax=weights.class_loss == "softmax")
-    if query_index.is_floating_point() or query_index.dtype == torch.bool:
-        raise ValueError(f"query_index must be int64, got {query_index.dtype}")
+    check_tensor("query_index", query_index)
+    if query_index.is_floating_point() or query_index.is_complex() or query_index.dtype == torch.bool:
+        raise TypeError(f"query_index must be int64 indices of queries, got {query_index.dtype}")
     if query_index.dim() == 2:
         query_index = query_index[:, None]
     if query_index.dim() != 3 or (query_index.shape[0], query_index.shape[2]) != (logits.shape[0], targets.num_targets):
@@ -119,9 +122,8 @@ def _run(
             f"query_index must be [L,T] or [L,G,T] with L={logits.shape[0]} and T={targets.num_targets}, "
             f"got {list(query_index.shape)}"
         )
-    for name, divisor in (("num_boxes", num_boxes), ("class_normalizer", class_normalizer)):
-        if isinstance(divisor, Tensor) and divisor.requires_grad:
-            raise ValueError(f"{name} requires grad, but the losses are not differentiable in it; pass {name}.detach()")
+    check_divisor("num_boxes", num_boxes)
+    check_divisor("class_normalizer", class_normalizer)
     query_index = query_index.to(torch.int64)
     num_queries, groups = logits.shape[2], query_index.shape[1]
     if num_boxes is None:

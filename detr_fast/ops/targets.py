@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detr_fast.ops.target_list import read_target_list
 from detr_fast.ops.tracing import is_tracing
 
 
@@ -47,13 +48,14 @@ class Targets:
         Args:
             targets: for each image ``labels`` (integers [t]) and ``boxes`` (floating point [t,4], cxcywh as
                 fractions of the image, width and height not negative), as tensors, arrays or lists. Other keys are
-                ignored.
+                ignored. The arrays of an image without targets may be of any shape without elements.
 
         Raises:
-            ValueError: a shape does not fit, a label is negative, or a box is not finite, has a negative side or is
-                in pixels. The message names the image and the target.
+            TypeError: ``targets`` is no sequence of mappings, or the labels or boxes of an image are no numbers.
+            ValueError: a key is missing, a shape does not fit, a label is negative, or a box is not finite, has a
+                negative side or is in pixels. The message names the image and the target.
         """
-        images = [_as_tensors(target, image) for image, target in enumerate(targets)]
+        images = read_target_list(targets)
         device = images[0][0].device if images else torch.device("cpu")
         sizes = [len(labels) for labels, _ in images]
         packed = cls(
@@ -192,6 +194,8 @@ class Targets:
             raise ValueError(f"labels must be int64 [T], got {labels.dtype} {list(labels.shape)}")
         if boxes.shape != (labels.shape[0], 4) or not boxes.is_floating_point():
             raise ValueError(f"boxes must be floating point [T,4] with T={labels.shape[0]}, got {list(boxes.shape)}")
+        if boxes.requires_grad:
+            raise ValueError("the target boxes require grad, but targets are constants; detach() them")
         if offsets.dim() != 1 or offsets.dtype != torch.int32 or offsets.shape[0] < 1:
             raise ValueError(f"offsets must be int32 [B+1], got {offsets.dtype} {list(offsets.shape)}")
         if self.sizes and (
@@ -215,8 +219,8 @@ class Targets:
                 f"{self.name_target(row)}: box {boxes[row].tolist()} is not a box; expected finite "
                 "(cx, cy, width, height) with width and height not below 0"
             )
-        if float(boxes.max()) > _LARGEST_FRACTION:
-            row = int((boxes > _LARGEST_FRACTION).any(-1).nonzero()[0])
+        if float(boxes.max()) > LARGEST_FRACTION:
+            row = int((boxes > LARGEST_FRACTION).any(-1).nonzero()[0])
             raise ValueError(
                 f"{self.name_target(row)}: box {boxes[row].tolist()} is not a fraction of the image; expected "
                 "(cx, cy, width, height) in [0,1]. Divide boxes in pixels by the image's width and height"
@@ -237,54 +241,14 @@ class Targets:
             )
 
 
-_LARGEST_FRACTION = 2.0  # a box that lies partly outside of its image, but none in pixels, stays below
+LARGEST_FRACTION = 2.0  # a box that lies partly outside of its image, but none in pixels, stays below
 _MARGIN = 0.05  # by which a box may leave its image before it counts as outside
-
-
-def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets, *, softmax: bool) -> None:
-    """Raise ValueError where the shapes of predictions and targets, or the labels, do not fit."""
-    if not isinstance(targets, Targets):
-        raise TypeError(
-            f"targets must be Targets, got {type(targets).__name__}; build them with Targets.from_list(...)"
-        )
-    if logits.dim() != 4 or boxes.shape != (*logits.shape[:3], 4):
-        raise ValueError(
-            f"expected logits [L,B,Q,C] and boxes [L,B,Q,4], got {list(logits.shape)} and {list(boxes.shape)}"
-        )
-    if logits.shape[1] != targets.num_images:
-        raise ValueError(f"predictions are for {logits.shape[1]} images, targets for {targets.num_images}")
-    if logits.device != targets.labels.device:
-        raise ValueError(
-            f"predictions are on {logits.device}, targets on {targets.labels.device}; "
-            "move the targets with targets.to(device)"
-        )
-    targets.check_labels(logits.shape[3] - softmax, no_object=softmax)
 
 
 def offsets_of(sizes: Sequence[int], device: torch.device) -> Tensor:
     """Return where each image's targets begin and end, int32 [B+1] on ``device``; the copy does not block."""
     offsets = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32)
     return offsets.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else offsets.to(device)
-
-
-def _as_tensors(target: Mapping[str, Any], image: int) -> tuple[Tensor, Tensor]:
-    """Return an image's labels, int64 [t], and boxes, float32 [t,4]."""
-    missing = [key for key in ("labels", "boxes") if key not in target]
-    if missing:
-        hint = "; rename class_labels to labels" if "class_labels" in target else ""
-        raise ValueError(f"image {image}: the target has no {' and no '.join(missing)}, only {sorted(target)}{hint}")
-    labels, boxes = torch.as_tensor(target["labels"]), torch.as_tensor(target["boxes"])
-    if not labels.numel() and not boxes.numel():  # torch.tensor([]) is float32 [0]
-        return labels.new_zeros(0, dtype=torch.int64), boxes.new_zeros(0, 4, dtype=torch.float32)
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or labels.dim() != 1:
-        raise ValueError(f"image {image}: labels must be integers [t], got {labels.dtype} {list(labels.shape)}")
-    if boxes.shape != (len(labels), 4):
-        raise ValueError(
-            f"image {image}: {len(labels)} labels need boxes of shape [{len(labels)}, 4], got {list(boxes.shape)}"
-        )
-    if boxes.requires_grad:
-        raise ValueError(f"image {image}: the boxes require grad, but targets are constants; detach() them")
-    return labels.to(torch.int64), boxes.to(torch.float32)
 
 
 def _label_message(what: str, num_classes: int, no_object: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,6 +150,15 @@ class LossWeights:
         """Sum the losses [3,L], weighted, over all layers."""
         weighted = (weight * loss.sum() for weight, loss in zip(self.loss_weights, losses, strict=True))
         return sum(weighted, losses.new_zeros(()))
+
+
+def check_weights(name: str, weights: Any, kind: type[MatchWeights] | type[LossWeights]) -> None:
+    """Raise TypeError where ``weights`` are not of the class ``kind``."""
+    if not isinstance(weights, kind):
+        raise TypeError(
+            f"{name} must be {kind.__name__}, got {type(weights).__name__}; build them with {kind.__name__}(...) or "
+            f"one of its presets, such as {kind.__name__}.detr()"
+        )
 
 
 def check_agreement(match: MatchWeights, loss: LossWeights) -> None:

@@ -121,7 +121,7 @@ def test_sound_boxes(folder: Any, box: list[float]) -> None:
     ("section", "entry", "kind"),
     [
         ("categories", "cat", FaultKind.MALFORMED_CATEGORY),
-        ("categories", {"id": "4", "name": "x"}, FaultKind.MALFORMED_CATEGORY),
+        ("categories", {"id": "four", "name": "x"}, FaultKind.MALFORMED_CATEGORY),
         ("categories", {"id": 4}, FaultKind.MALFORMED_CATEGORY),
         ("categories", {"id": 3, "name": "wolf"}, FaultKind.DUPLICATE_CATEGORY),
         ("images", 5, FaultKind.MALFORMED_IMAGE),

@@ -139,10 +139,3 @@ def test_boxes_are_those_of_the_image_whose_size_is_stated(folder, setting, orie
 def test_an_unknown_orientation_is_named(folder: Any) -> None:
     with pytest.raises(ValueError, match='orientation must be "upright" or "stored", got 6'):
         CocoDetection(folder.images, folder.file, Resize(30), orientation=6)
-
-
-def test_images_of_fewer_bits_are_reported(folder: Any) -> None:
-    Image.fromarray(np.linspace(0, 4095, 1200).astype(np.uint16).reshape(30, 40)).save(folder.images / "10.png")
-    (fault,) = check_dataset(folder.images, folder.file)
-    assert (fault.kind, fault.image_id) == (FaultKind.UNUSUAL_DEPTH, 10)
-    assert "taken to have 12 bits" in str(fault)
