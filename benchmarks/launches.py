@@ -28,7 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.fake_cuda import environment
 from detr_fast import DETR, SetCriterion, Targets
 from detr_fast.training import optim
-from detr_fast.training.captured import StepFunction, StepGraphs
+from detr_fast.training.step_function import StepFunction
+from detr_fast.training.step_graphs import StepGraphs
 
 READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select"}
 NO_LAUNCH = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "_unsafe_view"}

@@ -22,8 +22,8 @@ from detr_fast import DETR, SetCriterion, Targets
 from detr_fast.checkpoints.state_dict import save_state_dict
 from detr_fast.models import convert_checkpoint
 from detr_fast.training import CapturedStep
-from detr_fast.training.captured import WARM_UPS
 from detr_fast.training.device import fastest_memory_format
+from detr_fast.training.step_graphs import WARM_UPS
 
 SIZES = [("resnet50", 16, 800, 1333)]
 SMALL = [("resnet18", 2, 64, 96)]

@@ -17,13 +17,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from detr_fast import SetCriterion, Targets, raise_faults
 from detr_fast.data import Batch
 from detr_fast.training import CapturedStep, ConfigError, Trainer, TrainingError
-from detr_fast.training.captured import StepFunction, StepGraphs, check_capture
+from detr_fast.training.captured import check_capture
 from detr_fast.training.loading import build_train_data
 from detr_fast.training.monitor import LossMonitor
 from detr_fast.training.optim import MovingAverage
 from detr_fast.training.ranks import build_accelerator
 from detr_fast.training.state import RunState
 from detr_fast.training.step import TrainingStep
+from detr_fast.training.step_function import StepFunction
+from detr_fast.training.step_graphs import StepGraphs
 
 STEPS = 50
 CRITERION = SetCriterion()
