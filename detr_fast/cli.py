@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import detr_fast
+from detr_fast.console import warnings_as_lines
 from detr_fast.extras import explain_missing
 from detr_fast.text import escape, format_metric
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from detr_fast.training import TrainConfig
+
+logger = logging.getLogger(__name__)
 
 CONFIGS = files("detr_fast.configs")
 COMPLETION = "--print_completion"  # writes a script for a shell
@@ -160,7 +164,8 @@ def _run_command(arguments: Sequence[str]) -> int | str | None:
     from detr_fast.training import USER_ERRORS, Stopped
 
     try:
-        return COMMANDS[command](options)
+        with warnings_as_lines():
+            return COMMANDS[command](options)
     except Stopped as stopped:
         print(f"{stopped}; to continue, run the same command with --resume", file=sys.stderr)
         return 128 + stopped.signal
@@ -331,6 +336,11 @@ def _run(config: TrainConfig, *, resume: bool) -> None:
     metrics = trainer.run()
     if trainer.accelerator.is_main_process:
         _print_metrics(metrics)
+        logger.info(
+            "%s has the best model in model, and curves.png, predictions.png and metrics.json beside it; "
+            "to use the model: detr-fast predict IMAGES --model %s",
+            *(escape(config.output), escape(shlex.quote(config.output))),
+        )
 
 
 def _print_info() -> None:

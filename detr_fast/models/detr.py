@@ -10,8 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from detr_fast.checkpoints.architecture import build_from_weights, read_config
@@ -21,21 +20,11 @@ from detr_fast.models.attention import attention_maps
 from detr_fast.models.inference import ImageInput, predict
 from detr_fast.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
 from detr_fast.models.resnet import ResNet, build_backbone
+from detr_fast.models.saved_files import HUB_ARGUMENTS, WEIGHTS, describe_run, find_files
 from detr_fast.models.transformer import Transformer
 from detr_fast.nn.feed_forward import ACTIVATIONS, MLP, Activation
 
 MAX_LAYERS = 1000  # more take minutes to build, and no DETR has them
-_CONFIG = "config.json"
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first of them that exists is read
-_HUB_ARGUMENTS = (
-    "revision",
-    "cache_dir",
-    "force_download",
-    "proxies",
-    "resume_download",
-    "local_files_only",
-    "token",
-)  # the arguments of hf_hub_download in the supported versions of huggingface_hub
 
 # The README.md that save_pretrained writes, which states nothing that only the owner of the model knows.
 MODEL_CARD = """---
@@ -378,44 +367,16 @@ class DETR(
         """
         path = Path(pretrained_model_name_or_path)
         if path.is_file():
-            return build_from_weights(cls, path, kwargs)
-        hub_arguments = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
-        files = _local_files(path) if path.is_dir() else _hub_files(str(pretrained_model_name_or_path), hub_arguments)
+            try:
+                return build_from_weights(cls, path, kwargs)
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}{describe_run(path)}") from error
+        hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        files = find_files(str(pretrained_model_name_or_path), hub_arguments)
         return build_from_weights(cls, files.weights, kwargs, read_config(files.config))
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_state_dict(self.state_dict(), save_directory / _WEIGHTS[0])
-
-
-class _Files(NamedTuple):
-    config: Path
-    weights: Path
-
-
-def _local_files(directory: Path) -> _Files:
-    if not (directory / _CONFIG).exists() and (directory / "model" / _CONFIG).exists():
-        directory = directory / "model"  # of the output directory of a run
-    if not (directory / _CONFIG).exists():
-        raise CheckpointError(f"{directory}: there is no config.json, which describes the model")
-    weights = [directory / name for name in _WEIGHTS]
-    return _Files(directory / _CONFIG, next((path for path in weights if path.exists()), weights[0]))
-
-
-def _hub_files(repository: str, arguments: Mapping[str, Any]) -> _Files:
-    """Download the files of a repository of the Hugging Face Hub, or find them in the cache."""
-    try:
-        config = hf_hub_download(repository, _CONFIG, **arguments)
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
-        raise FileNotFoundError(
-            f"{repository}: there is no such file or directory, and no repository of that name with a config.json can "
-            "be reached on the Hugging Face Hub"
-        ) from error
-    for name in _WEIGHTS:
-        try:
-            return _Files(Path(config), Path(hf_hub_download(repository, name, **arguments)))
-        except EntryNotFoundError:
-            continue
-    raise FileNotFoundError(f"{repository}: the repository has no {' and no '.join(_WEIGHTS)}, or it cannot be reached")
+        save_state_dict(self.state_dict(), save_directory / WEIGHTS[0])
 
 
 def _check_integers(**arguments: tuple[Any, int]) -> None:

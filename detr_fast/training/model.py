@@ -90,14 +90,26 @@ def build_model(config: ModelConfig, data: DataConfig, categories: Sequence[Cate
             max_image_size=data.eval_max_size,
             **arguments,
         )
-    except CheckpointError:
-        raise
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_describe_configuration(weights)}") from error
     except (MemoryError, RuntimeError, ValueError) as error:  # PyTorch fails to allocate with a RuntimeError
         raise ConfigError(f"model: {error}") from error
     if backbone_weights is not None:
         load_backbone_weights(model, backbone_weights)
     freeze(model, frozen)
     return model.train()
+
+
+def _describe_configuration(weights: str | None) -> str:
+    """Say which configuration has the architecture of the weights; an empty text where none is known."""
+    if weights is None:
+        return ""
+    for directory in (Path(weights), Path(weights).parent, Path(weights).parent.parent):  # of a run, model, checkpoint
+        if (directory / "config.yaml").is_file():
+            return (
+                f"; begin with the configuration of the run that the weights are of: --config {directory}/config.yaml"
+            )
+    return ""
 
 
 def save_model(model: DETR, directory: Path) -> None:

@@ -291,9 +291,8 @@ def test_factories_take_weights_from_files_and_directories(tmp_path, caplog):
 
 def test_factories_name_what_is_no_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for typo in (tmp_path / "typo.pth", "runs/typo.pth", "user/typo"):
-        with pytest.raises(FileNotFoundError, match=f"{typo}: there is no such file or directory, and no repository"):
-            detr_resnet18(weights=typo)
+    with pytest.raises(FileNotFoundError, match="user/typo: there is no such file or directory, and no repository"):
+        detr_resnet18(weights="user/typo")
     torch.save(build_backbone("resnet18").state_dict(), tmp_path / "backbone.pth")
     with pytest.raises(CheckpointError, match="no class head"):
         detr_resnet18(weights=tmp_path / "backbone.pth")
