@@ -13,6 +13,7 @@ EXTRAS = {
     "train": (
         "PIL",
         "accelerate",
+        "docstring_parser",  # with which jsonargparse describes options
         "filelock",
         "hotcoco",
         "huggingface_hub",

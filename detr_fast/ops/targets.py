@@ -21,17 +21,23 @@ class Targets:
 
     Build it with :meth:`from_list`, which also checks the values.
 
+    Args:
+        labels: int64 [T].
+        boxes: float32 [T,4], cxcywh in [0,1].
+        sizes: number of targets of each of the B images, on the host; upper bounds where padded.
+        offsets: int32 [B+1]: image b owns the rows ``offsets[b]:offsets[b + 1]``.
+        max_targets: upper bound of the sizes; -1 stands for their maximum.
+        padded: whether only the device has the number of targets; see :meth:`pad`.
+
     Raises:
         ValueError: the fields do not fit together.
     """
 
-    labels: Tensor  # int64 [T]
-    boxes: Tensor  # float32 [T,4], cxcywh in [0,1]
-    sizes: list[int]  # host, length B: number of targets of each image; upper bounds where padded
-    offsets: Tensor  # int32 [B+1], on the device: image b owns rows offsets[b]:offsets[b+1]
-    # Host: an upper bound of the sizes; -1: their maximum.
+    labels: Tensor
+    boxes: Tensor
+    sizes: list[int]
+    offsets: Tensor
     max_targets: int = field(default=-1, kw_only=True)
-    # Whether only the device has the number of targets: see pad.
     padded: bool = field(default=False, kw_only=True)
     # Host: the largest label, so that its range is checked without a synchronization; -1: unknown.
     max_label: int = field(default=-1, init=False)

@@ -18,6 +18,24 @@ class MatchWeights:
 
     The presets :meth:`detr`, :meth:`mmdet2`, :meth:`mmdet3`, :meth:`deformable`, :meth:`rt_detr` and :meth:`lw_detr`
     are the costs of the implementations that they name.
+
+    Args:
+        cost_class: weight of the class cost.
+        cost_bbox: weight of the L1 distance of the boxes.
+        cost_giou: weight of what iou_kind names.
+        class_cost: softmax for the negative probability of the target's class, with no-object as the last logit;
+            focal for the focal cost of sigmoids, without such a logit.
+        focal_alpha: alpha of the focal cost, the weight of positives.
+        focal_gamma: exponent of the focal cost.
+        focal_eps: added to a probability before its logarithm; with 0 the logarithm is taken of the logit.
+        l1_format: format of the boxes of the L1 distance.
+        giou_eps: smallest area to divide by, in squared units of box_scale.
+        box_scale: factor of the boxes before the GIoU, such as the pixels of an image; with a giou_eps of 0 it
+            changes nothing.
+        iou_kind: giou, iou, or iof, the intersection divided by the area of the predicted box.
+
+    Raises:
+        ValueError: a number is not finite or out of range, or a name is unknown.
     """
 
     cost_class: float = 1.0
@@ -26,12 +44,10 @@ class MatchWeights:
     class_cost: Literal["softmax", "focal"] = "softmax"
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
-    # Added to a probability before its logarithm; with 0 the logarithm is taken of the logit.
     focal_eps: float = 1e-8
     l1_format: Literal["cxcywh", "xyxy"] = "cxcywh"
-    giou_eps: float = 0.0  # smallest area to divide by, in squared units of box_scale
-    box_scale: float = 1.0  # boxes are multiplied by it before the GIoU; with giou_eps = 0 it changes nothing
-    # What cost_giou weighs. IoF is the intersection divided by the area of the predicted box.
+    giou_eps: float = 0.0
+    box_scale: float = 1.0
     iou_kind: Literal["giou", "iou", "iof"] = "giou"
 
     def __post_init__(self) -> None:
@@ -82,18 +98,39 @@ class LossWeights:
 
     The presets have the names of those of :class:`MatchWeights`. The class losses of RT-DETR and LW-DETR train a class
     score towards the box's IoU, or towards a combination of the score and the IoU.
+
+    Args:
+        loss_ce: weight of the class loss.
+        loss_bbox: weight of the L1 loss of the boxes.
+        loss_giou: weight of the GIoU loss.
+        class_loss: softmax for the cross-entropy with no-object as the last logit, or focal,
+            varifocal or ia_bce of sigmoids, without such a logit.
+        no_object: weight of unmatched queries in the cross-entropy, eos_coef of facebookresearch/detr.
+        focal_alpha: weight of positives in the focal loss, of negatives in the varifocal loss, and in the IoU-aware
+            cross-entropy the exponent of the score in the quality that positives are trained towards.
+        focal_gamma: exponent of the class losses of sigmoids.
+        normalizer: what the divisor of the box losses and of the class losses of sigmoids counts, the targets or the
+            matched pairs, which differ where an image has more targets than queries.
+        min_class_normalizer: minimum of the divisor of the cross-entropy, which is the sum of the weights of its
+            queries.
+        sync_class_normalizer: whether SetCriterion averages that divisor over the ranks of a distributed run,
+            as it does for the box losses.
+        giou_eps: smallest area to divide by, in squared units of box_scale.
+        box_scale: factor of the boxes before the GIoU; with a giou_eps of 0 it changes nothing.
+
+    Raises:
+        ValueError: a number is not finite or out of range, or a name is unknown.
     """
 
     loss_ce: float = 1.0
     loss_bbox: float = 5.0
     loss_giou: float = 2.0
     class_loss: Literal["softmax", "focal", "varifocal", "ia_bce"] = "softmax"
-    no_object: float = 0.1  # cross-entropy weight of the no-object class (the original's eos_coef)
+    no_object: float = 0.1
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
-    normalizer: Literal["targets", "matched"] = "targets"  # what num_boxes counts; they differ where T > Q
-    min_class_normalizer: float = 0.0  # of the divisor of the cross-entropy, the sum of the weights of its queries
-    # Whether SetCriterion averages that divisor over the ranks of a distributed run, as it does for the box losses.
+    normalizer: Literal["targets", "matched"] = "targets"
+    min_class_normalizer: float = 0.0
     sync_class_normalizer: bool = True
     giou_eps: float = 0.0
     box_scale: float = 1.0
