@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from accelerate.tracking import GeneralTracker
 from torch import Tensor
 
 from detr_fast.ops.faults import raise_faults
 from detr_fast.training.files import write_atomically
+from detr_fast.training.trackers import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -93,12 +93,10 @@ class MetricsLog:
         directory: Output directory of the run.
         step: Step at which the run resumes; records of later steps are removed.
         enabled: Whether anything is written; only one rank writes.
-        trackers: Experiment trackers that have been started.
+        trackers: Experiment trackers, which are finished with the log.
     """
 
-    def __init__(
-        self, directory: Path, *, step: int, enabled: bool = True, trackers: Sequence[GeneralTracker] = ()
-    ) -> None:
+    def __init__(self, directory: Path, *, step: int, enabled: bool = True, trackers: Sequence[Tracker] = ()) -> None:
         self._enabled = enabled
         self._trackers = trackers
         if not enabled:
@@ -117,20 +115,20 @@ class MetricsLog:
         Args:
             kind: ``"train"`` or ``"eval"``.
             step: The optimizer step.
-            values: The values by name; numbers are also written to TensorBoard.
+            values: The values by name; numbers are also written to TensorBoard and the trackers.
         """
         if not self._enabled:
             return
+        scalars = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
         try:
             self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self._file.flush()
-            scalars = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
             for name, value in scalars.items():
                 self._board.add_scalar(name, value, step)
-            for tracker in self._trackers:
-                tracker.log(scalars, step=step)
-        except Exception as error:  # a failure to log does not stop training; those of trackers are of any type
+        except Exception as error:  # TensorBoard's are of any type
             logger.warning("could not log step %d: %s; training continues", step, error)
+        for tracker in self._trackers:
+            tracker.log(scalars, step)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -142,10 +140,7 @@ class MetricsLog:
             self._file.close()
             self._board.close()
             for tracker in self._trackers:
-                try:
-                    tracker.finish()
-                except Exception as error:  # as above; what was trained is saved
-                    logger.warning("could not finish the tracker %s: %s", tracker.name, error)
+                tracker.finish()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

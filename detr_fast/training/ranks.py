@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
+from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.training.config import ConfigError
+from detr_fast.training.trackers import check_trackers
+
+Result = TypeVar("Result")
 
 _WORLD_SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and MPI
 _LOCAL_WORLD_SIZE = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
@@ -41,7 +44,7 @@ def build_accelerator(
             ranks than processes were launched, or a tracker is unknown or not installed.
     """
     check_device(device)
-    _check_trackers(trackers)
+    check_trackers(trackers)
     launched = _read_number(_WORLD_SIZE) or 1
     # Without an accelerator, Accelerate makes ranks of the processes only if the CPU is asked for.
     cpu = device == "cpu" or (launched > 1 and not torch.accelerator.is_available())
@@ -62,16 +65,6 @@ def build_accelerator(
     return accelerator
 
 
-def _check_trackers(names: Sequence[str]) -> None:
-    """Raise ConfigError for a tracker that Accelerate would ignore."""
-    known, available = list(LOGGER_TYPE_TO_CLASS), [str(name) for name in get_available_trackers()]
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"trackers: Accelerate has no tracker {name!r}; it has {', '.join(known)}")
-        if name not in available:
-            raise ConfigError(f"trackers: the package of {name} is not installed")
-
-
 def count_local_ranks(accelerator: Accelerator) -> int:
     """Return the number of ranks on this machine; that of all ranks if the launcher does not tell."""
     return _read_number(_LOCAL_WORLD_SIZE) or accelerator.num_processes
@@ -81,6 +74,33 @@ def _read_number(variables: Sequence[str]) -> int | None:
     """Return the first number above 0 among environment variables; None if there is none."""
     numbers = (int(os.environ[name]) for name in variables if os.environ.get(name, "").isdecimal())
     return next(filter(None, numbers), None)
+
+
+def call_on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result | None:
+    """Call a function on the rank that writes.
+
+    Args:
+        accelerator: The accelerator.
+        function: The function.
+
+    Returns:
+        Its result on that rank, None on the others.
+
+    Raises:
+        CheckpointError: The function raises it. All ranks do, so that none waits for another.
+        ConfigError: Likewise.
+    """
+    result = None
+    raised: list[Exception | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            result = function()
+        except (CheckpointError, ConfigError) as error:
+            raised = [error]
+    broadcast_object_list(raised)
+    if raised[0] is not None:
+        raise raised[0]
+    return result
 
 
 def check_agreement(accelerator: Accelerator, facts: Mapping[str, Any]) -> None:

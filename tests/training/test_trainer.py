@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detr_fast import DETR
 from detr_fast.data import DataError
@@ -141,28 +140,6 @@ def test_a_run_ends_early_without_progress(config, capsys):
     longer = Trainer(config(epochs=5, lr=0.0, backbone_lr=0.0), resume=True)
     longer.run()
     assert longer.state.progress.epoch == 5
-
-
-@pytest.mark.slow
-def test_records_reach_the_trackers(config):
-    """Accelerate's tracker for TensorBoard stands for all of them."""
-    settings = config(trackers=["tensorboard"], epochs=1)
-    Trainer(settings).run()
-    events = EventAccumulator(str(Path(settings.output) / "detr_fast")).Reload()
-    records = [r for r in read_metrics(Path(settings.output) / "metrics.jsonl") if r["kind"] == "train"]
-    logged = events.Scalars("train/loss")
-    assert [(event.step, pytest.approx(event.value, rel=1e-6)) for event in logged] == [
-        (r["step"], r["loss"]) for r in records
-    ]
-    assert len(events.Scalars("eval/AP50")) == 1
-
-
-@pytest.mark.parametrize(
-    ("tracker", "message"), [("wandp", "no tracker 'wandp'; it has .*wandb"), ("comet_ml", "comet_ml is not installed")]
-)
-def test_trackers_that_cannot_log_are_refused(config, tracker, message):
-    with pytest.raises(ConfigError, match=message):
-        Trainer(config(trackers=[tracker]))
 
 
 def test_a_rate_that_is_never_lowered_is_told(config, tmp_path, caplog):
