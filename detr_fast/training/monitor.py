@@ -104,7 +104,7 @@ class MetricsLog:
         from torch.utils.tensorboard.writer import SummaryWriter  # imports TensorBoard
 
         path = directory / METRICS_FILE
-        kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
+        kept = [row for row in read_metrics(path) if row["step"] <= step] if step and path.exists() else []
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step or None)
@@ -143,10 +143,24 @@ class MetricsLog:
                 tracker.finish()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the records of a metrics.jsonl; an incomplete last line is ignored."""
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Read the records of a run: losses, learning rates and metrics.
+
+    Args:
+        path: The output directory of the run, or its metrics.jsonl.
+
+    Returns:
+        The records in their order. Each has ``kind`` (``"train"`` or ``"eval"``), ``step``, and values by their names.
+        A line that is incomplete, because the run was killed or is still writing it, ends them.
+
+    Raises:
+        FileNotFoundError: There is no metrics.jsonl.
+    """
+    file = Path(path) / METRICS_FILE if Path(path).is_dir() else Path(path)
+    if not file.exists():
+        raise FileNotFoundError(f"{file} does not exist; give the output directory of a run")
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in file.read_text().splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

@@ -181,12 +181,15 @@ class Trainer:
         progress, config = self.state.progress, self.config
         per_batch = config.data.batch_size * self.accelerator.num_processes
         start = progress.samples // per_batch
+        hidden: dict[str, Any] = (
+            {} if self.accelerator.is_main_process else {"disable": True}
+        )  # else TQDM_DISABLE tells
         bar = tqdm(
             total=len(self.data.train),
             initial=start,
             desc=f"epoch {epoch + 1}/{config.epochs}",
             unit="batch",
-            disable=not self.accelerator.is_main_process,
+            **hidden,
         )
         self.state.model.train()
         batches = DeviceBatches(
@@ -305,7 +308,8 @@ class Trainer:
             return saved
         if any(directory.glob("*.pt")):
             raise CheckpointError(
-                f"{self.output} already contains a run; continue it with --resume, or choose another --output"
+                f"{self.output} already contains a run; continue it with --resume (in Python, resume=True), or choose "
+                "another --output"
             )
         return None
 

@@ -168,7 +168,7 @@ def test_a_frozen_backbone_can_be_trained_later(config):
 
 def test_a_run_is_not_overwritten(config):
     Trainer(config(epochs=1)).run()
-    with pytest.raises(CheckpointError, match="already contains a run; continue it with --resume"):
+    with pytest.raises(CheckpointError, match=r"already contains a run; continue it with --resume .*resume=True"):
         Trainer(config(epochs=1))
 
 
@@ -334,3 +334,22 @@ def test_another_number_of_queries_starts_from_weights(config, tmp_path, caplog)
     trainer = Trainer(config(weights=str(tmp_path / "first"), num_queries=len(queries) + 3, output=str(tmp_path / "b")))
     assert torch.equal(trainer.state.weights.query_embed.weight[:-3], queries)
     assert f"loaded the first {len(queries)}; the others have to be trained" in caplog.text
+
+
+def test_records_are_read_from_the_directory_of_a_run(config, tmp_path):
+    settings = config(epochs=1)
+    with pytest.raises(
+        FileNotFoundError, match=r"run.metrics.jsonl does not exist; give the output directory of a run"
+    ):
+        read_metrics(Path(settings.output) / "metrics.jsonl")
+    Trainer(settings).run()
+    records = read_metrics(settings.output)
+    assert [(record["kind"], record["step"]) for record in records] == [
+        ("train", 1),
+        ("train", 2),
+        ("train", 3),
+        ("eval", 3),
+    ]
+    file = Path(settings.output) / "metrics.jsonl"
+    file.write_text(file.read_text()[:-5])  # killed while it wrote
+    assert read_metrics(file) == records[:-1]
