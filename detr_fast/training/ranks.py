@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import broadcast_object_list, gather_object
 
 from detr_fast.checkpoints.state_dict import CheckpointError
@@ -40,8 +41,9 @@ def build_accelerator(
         directory: Directory for the trackers that write files.
 
     Raises:
-        ConfigError: There is no such device, or it does not support the precision, or Accelerate runs another number of
-            ranks than processes were launched, or a tracker is unknown or not installed.
+        ConfigError: There is no such device, or it does not support the precision, or this process has used another
+            device or precision before, or Accelerate runs another number of ranks than processes were launched, or a
+            tracker is unknown or not installed.
     """
     check_device(device)
     check_trackers(trackers)
@@ -51,18 +53,29 @@ def build_accelerator(
     if mixed_precision == "auto":
         supported = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         mixed_precision = "bf16" if supported else "no"
+    kept = AcceleratorState() if is_initialized() else None  # of an earlier call
     try:
         accelerator = Accelerator(
             mixed_precision=mixed_precision, cpu=cpu, log_with=list(trackers) or None, project_dir=directory
         )
     except ValueError as error:
-        raise ConfigError(f"mixed_precision: {error}") from error
+        raise ConfigError(f"mixed_precision: {error}" if kept is None else _describe_kept(kept)) from error
+    if kept is not None and kept.device.type == "cpu" and not cpu and torch.cuda.is_available():
+        raise ConfigError(_describe_kept(kept))
     if accelerator.num_processes != launched:
         raise ConfigError(
             f"{launched} processes were launched, but Accelerate runs {accelerator.num_processes} rank(s) on "
             f"{accelerator.device}, so that several would write the same files; start the command with torchrun"
         )
     return accelerator
+
+
+def _describe_kept(state: AcceleratorState) -> str:
+    return (
+        f"mixed_precision, device: this process has trained or evaluated in precision {state.mixed_precision!r} on "
+        f"{state.device}, which Accelerate keeps until it ends; to change them, restart the process (in a notebook, "
+        "the kernel)"
+    )
 
 
 def count_local_ranks(accelerator: Accelerator) -> int:
