@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from detr_fast.training.config import ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig
     from detr_fast.training.errors import USER_ERRORS
     from detr_fast.training.evaluation import evaluate_model
-    from detr_fast.training.monitor import TrainingError
+    from detr_fast.training.monitor import TrainingError, read_metrics
     from detr_fast.training.prediction import predict_files
     from detr_fast.training.signals import Stopped
     from detr_fast.training.trainer import Trainer
@@ -26,7 +26,7 @@ else:  # the command line builds its parser from the configuration, without the 
             "detr_fast.training.config": ("ConfigError", "DataConfig", "ModelConfig", "OptimConfig", "TrainConfig"),
             "detr_fast.training.errors": ("USER_ERRORS",),
             "detr_fast.training.evaluation": ("evaluate_model",),
-            "detr_fast.training.monitor": ("TrainingError",),
+            "detr_fast.training.monitor": ("TrainingError", "read_metrics"),
             "detr_fast.training.prediction": ("predict_files",),
             "detr_fast.training.signals": ("Stopped",),
             "detr_fast.training.trainer": ("Trainer",),
@@ -47,4 +47,5 @@ __all__ = [
     "coco_metrics",
     "evaluate_model",
     "predict_files",
+    "read_metrics",
 ]

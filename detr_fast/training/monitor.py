@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from accelerate.tracking import GeneralTracker
 from torch import Tensor
 
 from detr_fast.ops.faults import raise_faults
 from detr_fast.training.files import write_atomically
+from detr_fast.training.trackers import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -93,12 +93,10 @@ class MetricsLog:
         directory: Output directory of the run.
         step: Step at which the run resumes; records of later steps are removed.
         enabled: Whether anything is written; only one rank writes.
-        trackers: Experiment trackers that have been started.
+        trackers: Experiment trackers, which are finished with the log.
     """
 
-    def __init__(
-        self, directory: Path, *, step: int, enabled: bool = True, trackers: Sequence[GeneralTracker] = ()
-    ) -> None:
+    def __init__(self, directory: Path, *, step: int, enabled: bool = True, trackers: Sequence[Tracker] = ()) -> None:
         self._enabled = enabled
         self._trackers = trackers
         if not enabled:
@@ -106,7 +104,7 @@ class MetricsLog:
         from torch.utils.tensorboard.writer import SummaryWriter  # imports TensorBoard
 
         path = directory / METRICS_FILE
-        kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
+        kept = [row for row in read_metrics(path) if row["step"] <= step] if step and path.exists() else []
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step or None)
@@ -117,20 +115,20 @@ class MetricsLog:
         Args:
             kind: ``"train"`` or ``"eval"``.
             step: The optimizer step.
-            values: The values by name; numbers are also written to TensorBoard.
+            values: The values by name; numbers are also written to TensorBoard and the trackers.
         """
         if not self._enabled:
             return
+        scalars = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
         try:
             self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self._file.flush()
-            scalars = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
             for name, value in scalars.items():
                 self._board.add_scalar(name, value, step)
-            for tracker in self._trackers:
-                tracker.log(scalars, step=step)
-        except Exception as error:  # a failure to log does not stop training; those of trackers are of any type
+        except Exception as error:  # TensorBoard's are of any type
             logger.warning("could not log step %d: %s; training continues", step, error)
+        for tracker in self._trackers:
+            tracker.log(scalars, step)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -142,16 +140,27 @@ class MetricsLog:
             self._file.close()
             self._board.close()
             for tracker in self._trackers:
-                try:
-                    tracker.finish()
-                except Exception as error:  # as above; what was trained is saved
-                    logger.warning("could not finish the tracker %s: %s", tracker.name, error)
+                tracker.finish()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the records of a metrics.jsonl; an incomplete last line is ignored."""
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Read the records of a run: losses, learning rates and metrics.
+
+    Args:
+        path: The output directory of the run, or its metrics.jsonl.
+
+    Returns:
+        The records in their order. Each has ``kind`` (``"train"`` or ``"eval"``), ``step``, and values by their names.
+        A line that is incomplete, because the run was killed or is still writing it, ends them.
+
+    Raises:
+        FileNotFoundError: There is no metrics.jsonl.
+    """
+    file = Path(path) / METRICS_FILE if Path(path).is_dir() else Path(path)
+    if not file.exists():
+        raise FileNotFoundError(f"{file} does not exist; give the output directory of a run")
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in file.read_text().splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import gather_object
+from accelerate.state import AcceleratorState, is_initialized
+from accelerate.utils import broadcast_object_list, gather_object
 
+from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.training.config import ConfigError
+from detr_fast.training.trackers import check_trackers
+
+Result = TypeVar("Result")
 
 _WORLD_SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and MPI
 _LOCAL_WORLD_SIZE = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
@@ -37,23 +41,27 @@ def build_accelerator(
         directory: Directory for the trackers that write files.
 
     Raises:
-        ConfigError: There is no such device, or it does not support the precision, or Accelerate runs another number of
-            ranks than processes were launched, or a tracker is unknown or not installed.
+        ConfigError: There is no such device, or it does not support the precision, or this process has used another
+            device or precision before, or Accelerate runs another number of ranks than processes were launched, or a
+            tracker is unknown or not installed.
     """
     check_device(device)
-    _check_trackers(trackers)
+    check_trackers(trackers)
     launched = _read_number(_WORLD_SIZE) or 1
     # Without an accelerator, Accelerate makes ranks of the processes only if the CPU is asked for.
     cpu = device == "cpu" or (launched > 1 and not torch.accelerator.is_available())
     if mixed_precision == "auto":
         supported = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         mixed_precision = "bf16" if supported else "no"
+    kept = AcceleratorState() if is_initialized() else None  # of an earlier call
     try:
         accelerator = Accelerator(
             mixed_precision=mixed_precision, cpu=cpu, log_with=list(trackers) or None, project_dir=directory
         )
     except ValueError as error:
-        raise ConfigError(f"mixed_precision: {error}") from error
+        raise ConfigError(f"mixed_precision: {error}" if kept is None else _describe_kept(kept)) from error
+    if kept is not None and kept.device.type == "cpu" and not cpu and torch.cuda.is_available():
+        raise ConfigError(_describe_kept(kept))
     if accelerator.num_processes != launched:
         raise ConfigError(
             f"{launched} processes were launched, but Accelerate runs {accelerator.num_processes} rank(s) on "
@@ -62,14 +70,12 @@ def build_accelerator(
     return accelerator
 
 
-def _check_trackers(names: Sequence[str]) -> None:
-    """Raise ConfigError for a tracker that Accelerate would ignore."""
-    known, available = list(LOGGER_TYPE_TO_CLASS), [str(name) for name in get_available_trackers()]
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"trackers: Accelerate has no tracker {name!r}; it has {', '.join(known)}")
-        if name not in available:
-            raise ConfigError(f"trackers: the package of {name} is not installed")
+def _describe_kept(state: AcceleratorState) -> str:
+    return (
+        f"mixed_precision, device: this process has trained or evaluated in precision {state.mixed_precision!r} on "
+        f"{state.device}, which Accelerate keeps until it ends; to change them, restart the process (in a notebook, "
+        "the kernel)"
+    )
 
 
 def count_local_ranks(accelerator: Accelerator) -> int:
@@ -81,6 +87,33 @@ def _read_number(variables: Sequence[str]) -> int | None:
     """Return the first number above 0 among environment variables; None if there is none."""
     numbers = (int(os.environ[name]) for name in variables if os.environ.get(name, "").isdecimal())
     return next(filter(None, numbers), None)
+
+
+def call_on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result | None:
+    """Call a function on the rank that writes.
+
+    Args:
+        accelerator: The accelerator.
+        function: The function.
+
+    Returns:
+        Its result on that rank, None on the others.
+
+    Raises:
+        CheckpointError: The function raises it. All ranks do, so that none waits for another.
+        ConfigError: Likewise.
+    """
+    result = None
+    raised: list[Exception | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            result = function()
+        except (CheckpointError, ConfigError) as error:
+            raised = [error]
+    broadcast_object_list(raised)
+    if raised[0] is not None:
+        raise raised[0]
+    return result
 
 
 def check_agreement(accelerator: Accelerator, facts: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from detr_fast.training.figures import (
     plot_curves,
     plot_precision_recall,
 )
-from detr_fast.training.monitor import METRICS_FILE, read_metrics
+from detr_fast.training.monitor import read_metrics
 
 THRESHOLD = 0.5  # minimum score of the detections that are drawn and counted
 
@@ -38,7 +38,7 @@ def write_curves(output: Path) -> None:
     Args:
         output: Output directory of the run, with its metrics.jsonl.
     """
-    _save(plot_curves(read_metrics(output / METRICS_FILE)), output / "curves.png")
+    _save(plot_curves(read_metrics(output)), output / "curves.png")
 
 
 def write_evaluation(output: Path, model: DETR, dataset: CocoDetection, coco: CocoEvaluation) -> None:

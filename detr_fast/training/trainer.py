@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from tqdm import tqdm
 
@@ -23,7 +23,7 @@ from detr_fast.data import Batch
 from detr_fast.text import format_metric
 from detr_fast.training.captured import check_capture
 from detr_fast.training.coco import CocoEvaluation
-from detr_fast.training.config import ConfigError, TrainConfig, as_flat_data, as_plain_data
+from detr_fast.training.config import TrainConfig, as_flat_data, as_plain_data
 from detr_fast.training.device import set_tf32, tune_convolutions
 from detr_fast.training.evaluation import EvaluationStopped, evaluate
 from detr_fast.training.files import OutputLock, write_atomically
@@ -31,13 +31,14 @@ from detr_fast.training.model import build_model, check_model, save_model
 from detr_fast.training.monitor import LossMonitor, MetricsLog
 from detr_fast.training.optim import describe_schedule
 from detr_fast.training.prefetch import DeviceBatches, Waits
-from detr_fast.training.ranks import build_accelerator, check_agreement
+from detr_fast.training.ranks import build_accelerator, call_on_main, check_agreement
 from detr_fast.training.resume import check_resumed
 from detr_fast.training.run_checkpoint import BEST, LAST, load_latest, save_checkpoint
 from detr_fast.training.run_data import RunData
 from detr_fast.training.signals import Stopped, StopSignal
 from detr_fast.training.state import RunState
 from detr_fast.training.step import TrainingStep
+from detr_fast.training.trackers import start_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Trainer:
             set_tf32(config.allow_tf32)
         if config.data.padded_sizes:
             tune_convolutions()
-        self._lock = self._lock_output()
+        self._lock = call_on_main(self.accelerator, lambda: OutputLock(self.output))
         saved = self._saved_state(resume)
         self.data = RunData(config.data, self.accelerator, seed=config.seed)
         check_agreement(self.accelerator, self._facts())
@@ -113,6 +114,7 @@ class Trainer:
             Stopped: SIGTERM or Ctrl-C was received; the checkpoint is written.
             TrainingError: A loss is not finite.
             CheckpointError: The last checkpoint could not be written.
+            ConfigError: An experiment tracker could not be started.
         """
         if self._lock is None:
             return self._run()
@@ -153,14 +155,16 @@ class Trainer:
 
     def _start_log(self) -> MetricsLog:
         """Start the log of the records and the experiment trackers of the configuration."""
+        step = self.state.progress.step
+        trackers = None
         if self.config.trackers:
-            self.accelerator.init_trackers("detr_fast", as_flat_data(self.config))
-        return MetricsLog(
-            self.output,
-            step=self.state.progress.step,
-            enabled=self.accelerator.is_main_process,
-            trackers=self.accelerator.trackers,
-        )
+            settings = as_flat_data(self.config)
+            trackers = call_on_main(
+                self.accelerator,
+                lambda: start_trackers(self.accelerator, self.output, settings, resumed=step > 0),
+            )
+        enabled = self.accelerator.is_main_process
+        return MetricsLog(self.output, step=step, enabled=enabled, trackers=trackers or ())
 
     def _is_patience_over(self) -> bool:
         return 0 < self.config.patience <= self.state.progress.evaluations_since_best
@@ -177,12 +181,15 @@ class Trainer:
         progress, config = self.state.progress, self.config
         per_batch = config.data.batch_size * self.accelerator.num_processes
         start = progress.samples // per_batch
+        hidden: dict[str, Any] = (
+            {} if self.accelerator.is_main_process else {"disable": True}
+        )  # else TQDM_DISABLE tells
         bar = tqdm(
             total=len(self.data.train),
             initial=start,
             desc=f"epoch {epoch + 1}/{config.epochs}",
             unit="batch",
-            disable=not self.accelerator.is_main_process,
+            **hidden,
         )
         self.state.model.train()
         batches = DeviceBatches(
@@ -288,20 +295,6 @@ class Trainer:
                 raise
             logger.warning("%s; training continues, and a checkpoint is written again later", error)
 
-    def _lock_output(self) -> OutputLock | None:
-        """Lock the output directory; the rank that writes to it does so, and all ranks learn whether it could."""
-        lock = None
-        refused: list[Exception | None] = [None]
-        if self.accelerator.is_main_process:
-            try:
-                lock = OutputLock(self.output)
-            except (CheckpointError, ConfigError) as error:
-                refused = [error]
-        broadcast_object_list(refused)
-        if refused[0] is not None:
-            raise refused[0]
-        return lock
-
     def _saved_state(self, resume: bool) -> dict[str, Any] | None:
         directory = self.output / "checkpoints"
         if resume:
@@ -315,7 +308,8 @@ class Trainer:
             return saved
         if any(directory.glob("*.pt")):
             raise CheckpointError(
-                f"{self.output} already contains a run; continue it with --resume, or choose another --output"
+                f"{self.output} already contains a run; continue it with --resume (in Python, resume=True), or choose "
+                "another --output"
             )
         return None
 

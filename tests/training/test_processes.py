@@ -44,9 +44,13 @@ def _run(*arguments: str | Path, ranks: int = 1, check: bool = True) -> subproce
 
 
 def _wait_for_step(process: subprocess.Popen, metrics: Path, step: int) -> None:
-    while process.poll() is None and max([r["step"] for r in read_metrics(metrics)], default=0) < step:
+    while process.poll() is None and _logged_step(metrics) < step:
         time.sleep(0.005)
     assert process.poll() is None, "the run ended before it could be interrupted"
+
+
+def _logged_step(metrics: Path) -> int:
+    return max([record["step"] for record in read_metrics(metrics)], default=0) if metrics.exists() else 0
 
 
 def test_killed_at_a_random_step_and_resumed_is_never_stopped(config, tmp_path):

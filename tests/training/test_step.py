@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from detr_fast import DETR, SetCriterion, Targets
 from detr_fast.data import Batch
-from detr_fast.training import Trainer, optim
+from detr_fast.training import ConfigError, Trainer, optim
 from detr_fast.training import state as state_module
 from detr_fast.training.device import fastest_memory_format
 from detr_fast.training.monitor import LossMonitor
@@ -196,3 +196,15 @@ def test_automatic_precision_is_float32_on_a_cpu(config):
 @pytest.mark.gpu
 def test_automatic_precision_is_bfloat16_on_a_gpu(config):
     assert Trainer(config(mixed_precision="auto", device="auto")).accelerator.mixed_precision == "bf16"
+
+
+def test_another_precision_or_device_needs_another_process(config, tmp_path, monkeypatch):
+    """As in a notebook, where a second run would otherwise train on the device of the first."""
+    Trainer(config())
+    kept = r"has trained or evaluated in precision 'no' on cpu, .* restart the process"
+    with pytest.raises(ConfigError, match=kept):
+        Trainer(config(mixed_precision="bf16", output=str(tmp_path / "other")))
+    Trainer(config(output=str(tmp_path / "another")))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match=kept):
+        build_accelerator(mixed_precision="no", device="cuda")
