@@ -170,7 +170,7 @@ def test_bad_annotation_files(shapes, tmp_path, content, message, capsys):
     assert message in _error([*arguments, *MODEL], capsys)
 
 
-@pytest.mark.parametrize("name", ["detr_r50", "detr_r50_fast", "detr_r50_mmdet3", "demo"])
+@pytest.mark.parametrize("name", ["detr_r50", "detr_r50_fast", "detr_r50_mmdet3", "small", "demo"])
 def test_shipped_configurations(name, monkeypatch, capsys):
     built = []
     monkeypatch.setattr(Trainer, "__init__", lambda self, config, resume: built.append(config) or sys_exit())
@@ -180,10 +180,30 @@ def test_shipped_configurations(name, monkeypatch, capsys):
 
     assert _exit_code(["train", "--config", name]) == 0
     (config,) = built
-    expected = {"detr_r50": 300, "detr_r50_fast": 300, "detr_r50_mmdet3": 150, "demo": config.epochs}
+    expected = {"detr_r50": 300, "detr_r50_fast": 300, "detr_r50_mmdet3": 150, "small": 100, "demo": config.epochs}
     assert (config.epochs, config.optim.drop_epoch) == (expected[name], None)
     assert (config.model.backbone == "resnet50") == (name != "demo")
     assert config.mixed_precision == "auto"
+
+
+def test_the_configuration_for_some_hundred_images_trains(shapes, run, tmp_path):
+    output = tmp_path / "small"
+    arguments = ["train", "--config", "small", *_data(shapes), *MODEL, "--model.weights", str(run / "model")]
+    assert _exit_code([*arguments, "--epochs", "3", "--output", str(output), "--log_every", "1"]) == 0
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in records if record["kind"] == "train"]
+    assert steps == [1, 2, 3]  # 6 images are a batch of 4 and one of 2, which are accumulated to a step
+    evaluated = [record["epoch"] for record in records if "AP" in record]
+    assert evaluated == [1, 2]  # counted from 0: after every second, and after the last
+
+
+def test_a_later_configuration_overrides_an_earlier_one(monkeypatch, tmp_path):
+    built = []
+    monkeypatch.setattr(cli, "_run", lambda config, resume: built.append(config))
+    (tmp_path / "mine.yaml").write_text("optim:\n  lr: 2.0e-4\n")
+    _exit_code(["train", "--config", "small", "--config", str(tmp_path / "mine.yaml")])
+    (config,) = built
+    assert (config.optim.lr, config.optim.warmup_steps, config.patience) == (2e-4, 100, 10)
 
 
 def test_the_fast_configuration_differs_in_speed_only(monkeypatch):

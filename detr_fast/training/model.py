@@ -64,6 +64,16 @@ def check_model(config: ModelConfig) -> None:
         raise ConfigError(f"model: {error}") from error
 
 
+def describe_start(config: ModelConfig) -> str | None:
+    """Describe why a model that starts from these weights does not learn; None if it does."""
+    if config.backbone == "resnet_tiny" or config.weights is not None or config.backbone_weights is not None:
+        return None
+    return (
+        f"the backbone {config.backbone} has random weights and frozen batch norms, with which it does not learn; set "
+        "model.weights to weights of a DETR, or model.backbone_weights to ImageNet weights of the backbone"
+    )
+
+
 def build_model(config: ModelConfig, data: DataConfig, categories: Sequence[Category]) -> DETR:
     """Build the model of a run in training mode.
 

@@ -27,7 +27,7 @@ from detr_fast.training.config import TrainConfig, as_flat_data, as_plain_data
 from detr_fast.training.device import set_tf32, tune_convolutions
 from detr_fast.training.evaluation import EvaluationStopped, evaluate
 from detr_fast.training.files import OutputLock, write_atomically
-from detr_fast.training.model import build_model, check_model, save_model
+from detr_fast.training.model import build_model, check_model, describe_start, save_model
 from detr_fast.training.monitor import LossMonitor, MetricsLog
 from detr_fast.training.optim import describe_schedule
 from detr_fast.training.prefetch import DeviceBatches, Waits
@@ -91,6 +91,8 @@ class Trainer:
         architecture = config.model
         if saved is not None:  # the weights to start from are not needed again
             architecture = replace(architecture, weights=None, backbone_weights=None)
+        elif warning := describe_start(config.model):
+            self._say(warning)
         model = build_model(architecture, config.data, self.data.train.dataset.categories)
         self.criterion = SetCriterion(config.match, config.loss)
         steps_per_epoch = math.ceil(len(self.data.train) / config.optim.accumulate)

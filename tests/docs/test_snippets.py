@@ -236,6 +236,10 @@ def _check_make(arguments: list[str], workdir: Path) -> None:
 
 
 def _check_pip(arguments: list[str], workdir: Path) -> None:
+    if arguments[0] == "download":  # the data of an example, in the release that its numbers belong to
+        requirements = [argument for argument in arguments[1:] if not argument.startswith("-")]
+        assert all(re.fullmatch(r"[\w-]+==[\d.]+", requirement) for requirement in requirements), requirements
+        return
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert arguments.pop(0) == "install"
     for argument in arguments:

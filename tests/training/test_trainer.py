@@ -15,6 +15,7 @@ from PIL import Image
 from detr_fast import DETR
 from detr_fast.data import DataError
 from detr_fast.models import CheckpointError
+from detr_fast.models.resnet import build_backbone
 from detr_fast.training import ConfigError, Stopped, Trainer, TrainingError
 from detr_fast.training.monitor import read_metrics
 from detr_fast.training.run_checkpoint import load_checkpoint
@@ -147,6 +148,17 @@ def test_a_rate_that_is_never_lowered_is_told(config, tmp_path, caplog):
     assert "never lowered" not in caplog.text
     Trainer(config(schedule="step", drop_epoch=2, output=str(tmp_path / "other")))
     assert "drop_epoch is 2 and epochs is 2, so that the learning rate is never lowered" in caplog.text
+
+
+def test_a_backbone_that_does_not_learn_is_named(config, tmp_path, capsys):
+    Trainer(config())
+    assert "does not learn" not in capsys.readouterr().out
+    Trainer(config(backbone="resnet18", output=str(tmp_path / "random")))
+    assert "resnet18 has random weights and frozen batch norms, with which it does not learn" in capsys.readouterr().out
+    weights = tmp_path / "resnet18.pth"
+    torch.save(build_backbone("resnet18").state_dict(), weights)
+    Trainer(config(backbone="resnet18", backbone_weights=str(weights), output=str(tmp_path / "trained")))
+    assert "does not learn" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
