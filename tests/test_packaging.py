@@ -1,11 +1,13 @@
-"""A built wheel works from any directory, on its own."""
+"""A built wheel works from any directory, and the source distribution holds what builds and tests it."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +33,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("source")
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     for name in filter(None, tracked.decode().split("\0")):
-        if not name.startswith("tests/") and (ROOT / name).exists():
+        if (ROOT / name).exists():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copy / name, follow_symlinks=False)
     return copy
@@ -57,6 +59,19 @@ def _unpack(source: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(source / "site")
     return source / "site"
+
+
+@pytest.fixture(scope="module")
+def source_distribution(source: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The names of its files, without those that setuptools writes."""
+    copy = tmp_path_factory.mktemp("sdist") / "source"
+    shutil.copytree(source, copy, symlinks=True)
+    code = "from setuptools.build_meta import build_sdist; build_sdist('dist')"
+    subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, capture_output=True)
+    (archive,) = copy.glob("dist/*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {member.name.partition("/")[2] for member in opened.getmembers() if member.isfile()}
+    return {name for name in names if name not in ("PKG-INFO", "setup.cfg") and ".egg-info/" not in name}
 
 
 def _run(code: str, site: Path, directory: Path) -> str:
@@ -86,6 +101,27 @@ assert detr_fast.ops.linear_sum_assignment(np.eye(2))[1].tolist() == [1, 0]
 def test_wheel_holds_no_package_called_kernels(unpacked):
     tops = {path.name for path in unpacked.iterdir() if not path.name.endswith(".dist-info")}
     assert tops == {"detr_fast"}
+
+
+def test_source_distribution_holds_what_builds_and_tests_the_ops(source, source_distribution):
+    files = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    folders = ("csrc/", "detr_fast/", "kernels/", "tests/ops/")
+    unused = ("csrc/fuzz/", "detr_fast/kernels/")
+    wanted = {name for name in files if name.startswith(folders) and not name.startswith(unused)}
+    golden = {name for name in source_distribution if name.startswith("tests/golden/")}
+    assert source_distribution - wanted - golden == {
+        "LICENSE",
+        "MANIFEST.in",
+        "README.md",
+        "constraints.txt",
+        "pyproject.toml",
+        "setup.py",
+        "tests/conftest.py",
+    }
+    assert wanted <= source_distribution
+    tests = "".join(path.read_text() for path in (source / "tests/ops").glob("*.py"))
+    read = {"inputs", *re.findall(r'golden\("(\w+)"\)', tests)}
+    assert golden == {"tests/golden/README.md", *(f"tests/golden/{name}.npz" for name in read)}
 
 
 def test_a_source_tree_that_is_not_installed_runs_on_the_references(source):
