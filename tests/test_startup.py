@@ -124,6 +124,18 @@ def test_transformers_are_accelerated_without_the_extra():
     run_without((), WITHOUT_EXTRA + "import detr_fast.integrations.huggingface")
 
 
+def test_the_tests_of_the_ops_need_no_extra():
+    """So that a wheel can be tested with torch, pytest, hypothesis and scipy alone."""
+    code = """
+del sys.modules["filelock"]  # on which torch depends too
+sys.modules["transformers"] = None
+import pytest
+sys.exit(pytest.main(["--collect-only", "-q", *sys.argv[1:]]))
+"""
+    found = run_without((), WITHOUT_EXTRA + code, str(ROOT / "tests/ops"))
+    assert "test_conformance.py::" in found
+
+
 def test_every_package_of_an_extra_is_known():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     modules = {"pillow": "PIL", "pyyaml": "yaml"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
@@ -26,8 +27,10 @@ else:  # without an import statement, which import-linter takes for one of the p
     try:
         _C = import_module("detr_fast._C")
     except ImportError as error:
+        _state = "is not built" if isinstance(error, ModuleNotFoundError) else "cannot be loaded"
         _not_built = (
-            f"the extension is not built ({error}); install the package with pip (in a source tree: pip install -e .)"
+            f"the extension {_state} ({error}); install a C++17 compiler such as g++, and then the package again: pip "
+            "install --force-reinstall --no-deps --no-cache-dir detr_fast (in a source tree: pip install -e .)"
         )
 
 _FROM_ANY_DEVICE = ("linear_sum_assignment", "batch_linear_sum_assignment")  # these copy their arguments to the host
@@ -46,7 +49,9 @@ def unavailable(op: str, device: torch.device) -> str | None:
 
 
 def automatic(device: torch.device) -> bool:
-    """Always."""
+    """Always; warns where it would be taken and is not built."""
+    if _not_built is not None:
+        warnings.warn(f"detr_fast runs on slower backends: {_not_built}", RuntimeWarning, stacklevel=2)
     return True
 
 

@@ -145,6 +145,12 @@ def test_position_encodings_have_one_layout(encoding):
     assert vary  # rows first in the sine encoding, columns first in the learned one
 
 
+@pytest.mark.parametrize("name", ["temperature", "scale", "eps", "offset"])
+def test_what_is_no_number_is_named_when_the_encoding_is_built(name):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got 'x'"):
+        SinePositionEncoding(4, **{name: "x"})
+
+
 def test_learned_positions_say_where_they_end():
     encoding = LearnedPositionEncoding(4)
     encoding(torch.zeros(1, 50, 50, dtype=torch.bool))

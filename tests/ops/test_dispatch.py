@@ -172,9 +172,29 @@ def test_a_gpu_is_given_triton_and_a_cpu_the_next(name, triton_is_installed):
 def test_without_triton_the_next_runs_and_triton_says_why_not(name, monkeypatch, triton_is_installed):
     monkeypatch.setattr(triton, "_is_installed", lambda module: module != "triton")
     solver = name == "batch_linear_sum_assignment"
-    assert OPS[name].choose(CUDA).name == ("cpp" if solver else "reference")
+    with pytest.warns(RuntimeWarning, match="slower backends: Triton is not installed"):
+        assert OPS[name].choose(CUDA).name == ("cpp" if solver else "reference")
     with pytest.raises(BackendError, match="'triton' cannot run on cuda: Triton is not installed"):
         OPS[name].choose(CUDA, "triton")
+
+
+@pytest.mark.slow
+def test_without_a_c_compiler_a_gpu_is_left_to_the_next(tmp_path):
+    """Triton compiles the program that launches its kernels."""
+    code = (
+        "import torch, detr_fast; from detr_fast.ops.dispatch import OPS\n"
+        "torch.cuda.is_available = lambda: True\n"
+        "print(OPS['match_cost'].choose(torch.device('cuda')).name)\n"
+        "print(OPS['match_cost'].backends['triton'].refusal(torch.device('cuda')))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("CC", "TRITON_INTERPRET")}
+    environment |= dict.fromkeys(("PATH", "TRITON_CACHE_DIR", "TRITON_LIBCUDA_PATH"), str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    name, reason = done.stdout.splitlines()
+    assert name == "reference"
+    assert reason.startswith("Triton cannot drive the GPU (Failed to find C compiler.")
+    assert "it needs a C compiler such as gcc" in reason
+    assert f"RuntimeWarning: detr_fast runs on slower backends: {reason}" in done.stderr
 
 
 @pytest.fixture
@@ -186,8 +206,10 @@ def extension_is_not_built(monkeypatch):
 
 
 def test_without_the_extension_the_next_runs_and_cpp_says_why_not(extension_is_not_built):
-    assert OPS["match_cost"].choose(CPU).name == "reference"
-    assert OPS["batch_linear_sum_assignment"].choose(CPU).name == "scipy"
+    with pytest.warns(RuntimeWarning, match="detr_fast runs on slower backends: the extension is not built"):
+        assert OPS["match_cost"].choose(CPU).name == "reference"
+    with pytest.warns(RuntimeWarning, match="the extension is not built"):
+        assert OPS["batch_linear_sum_assignment"].choose(CPU).name == "scipy"
     with pytest.raises(BackendError, match="match_cost: backend 'cpp' cannot run on cpu: the extension is not built"):
         OPS["match_cost"].choose(CPU, "cpp")
 
