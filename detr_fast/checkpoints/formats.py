@@ -1,8 +1,9 @@
 """Conversion of state dicts between the parameter names of DETR implementations.
 
 The format "original" has the names of facebookresearch/detr, which this library uses. There are two formats of Hugging
-Face, whose backbones have the names of its own ResNet or of timm's, each in two generations of names; and two formats
-of MMDetection, of its versions 2 and 3, the former with the heads before and after 2.15.
+Face, for its DETR and its Table Transformer, whose backbones have the names of its own ResNet or of timm's, each in two
+generations of names; and two formats of MMDetection, of its versions 2 and 3, the former with the heads before and
+after 2.15.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ _HF_LAYERS = _layers(
 _HF_BODY = "model.backbone.conv_encoder.model."
 _HF: Rules = (
     ("transformer.decoder.norm", "model.decoder.layernorm"),
+    ("transformer.encoder.norm", "model.encoder.layernorm"),  # of Table Transformer, which is a DETR with pre_norm
     ("input_proj", "model.input_projection"),
     ("query_embed", "model.query_position_embeddings"),
     ("class_embed", "class_labels_classifier"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from detr_fast.checkpoints.architecture import architecture_of, to_huggingface_config
+from detr_fast.checkpoints.architecture import architecture_of
 from detr_fast.checkpoints.formats import (
     Format,
     convert_classes,
@@ -17,6 +17,7 @@ from detr_fast.checkpoints.formats import (
     recognize_format,
     to_original,
 )
+from detr_fast.checkpoints.huggingface import to_huggingface_config
 from detr_fast.checkpoints.state_dict import CheckpointError, read_state_dict, save_state_dict, shorten
 from detr_fast.models.detr import DETR
 from detr_fast.nn.feed_forward import Activation

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from detr_fast.checkpoints.architecture import build_from_weights, read_config
+from detr_fast.checkpoints.build import build_from_weights, read_config
 from detr_fast.checkpoints.state_dict import CheckpointError, save_state_dict
 from detr_fast.images import MAX_SIDE, is_side
 from detr_fast.models.attention import attention_maps

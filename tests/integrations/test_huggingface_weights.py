@@ -50,10 +50,12 @@ def huggingface(backbone, request):
     )
     model = DetrForObjectDetection(config).eval()
     for name, buffer in model.named_buffers():
-        if "running" in name:
+        if name.endswith("running_mean"):
+            buffer.uniform_(-0.5, 0.5)  # higher ones would leave no features
+        elif name.endswith(("running_var", "weight")):
             buffer.uniform_(0.5, 1.5)
-    for parameter in model.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
+    for name, parameter in model.named_parameters():
+        parameter.data += (0.02 if "backbone" in name else 0.2) * torch.randn_like(parameter)
     return model
 
 
@@ -72,7 +74,7 @@ def assert_the_same(model, host, batch):
     assert model.transformer.decoder.norm_between_layers == host.config.auxiliary_loss
     torch.testing.assert_close(found.pred_logits, expected.logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, rtol=0, atol=1e-5)
-    assert expected.logits.std() > 0.01
+    assert expected.logits.std(1).min() > 1e-4  # over the queries, which tell features apart
 
 
 def test_weights_of_transformers_are_loaded(huggingface, backbone, batch, tmp_path, caplog):

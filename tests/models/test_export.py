@@ -20,9 +20,9 @@ CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 9, "name": "Straße"}, {"id": 12,
 SIZES = [[(64, 64)], [(200, 131), (90, 260)], [(70, 70), (33, 90), (64, 48), (32, 32)]]
 
 
-def build(small_detr, position_encoding: str, backbone: str = "resnet_tiny") -> DETR:
+def build(small_detr, position_encoding: str, backbone: str = "resnet_tiny", pre_norm: bool = False) -> DETR:
     torch.manual_seed(0)
-    options = {"position_encoding": position_encoding, "backbone": backbone}
+    options = {"position_encoding": position_encoding, "backbone": backbone, "pre_norm": pre_norm}
     model = small_detr(categories=CATEGORIES, image_size=480, max_image_size=640, **options)
     for parameter in (model.query_embed.weight, model.class_embed.weight):
         nn.init.normal_(parameter)
@@ -46,9 +46,12 @@ def expect_same(run, model):
     model.train()
 
 
-@pytest.mark.parametrize(("position_encoding", "backbone"), [("sine", "resnet18"), ("learned", "resnet_tiny")])
-def test_onnx(small_detr, position_encoding, backbone, tmp_path):
-    model = build(small_detr, position_encoding, backbone)
+@pytest.mark.parametrize(
+    ("position_encoding", "backbone", "pre_norm"),
+    [("sine", "resnet18", False), ("learned", "resnet_tiny", False), ("sine", "resnet_tiny", True)],
+)
+def test_onnx(small_detr, position_encoding, backbone, pre_norm, tmp_path):
+    model = build(small_detr, position_encoding, backbone, pre_norm)
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     path = tmp_path / "deep/model.onnx"
@@ -74,8 +77,9 @@ def test_onnx(small_detr, position_encoding, backbone, tmp_path):
     }
 
 
-def test_torch_export_by_the_command_line(small_detr, tmp_path, capsys):
-    model = build(small_detr, "sine")
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_torch_export_by_the_command_line(small_detr, pre_norm, tmp_path, capsys):
+    model = build(small_detr, "sine", pre_norm=pre_norm)
     model.save_pretrained(tmp_path / "run/model")
     path = tmp_path / "model.pt2"
     with pytest.raises(SystemExit) as stopped:

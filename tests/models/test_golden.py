@@ -134,6 +134,34 @@ class Features(nn.Module):
         return self.features
 
 
+def test_the_network_with_pre_norm_equals_the_reference(golden):
+    """In float64, with gradients, and with images that end within the feature map."""
+    arrays = {name: torch.from_numpy(array) for name, array in golden("tiny_official_pre_norm").items()}
+    model = DETR(
+        5,
+        backbone=Features(arrays["features"].double()),
+        hidden_dim=16,
+        num_heads=2,
+        num_encoder_layers=2,
+        num_decoder_layers=3,
+        dim_feedforward=24,
+        dropout=0.0,
+        num_queries=7,
+        pre_norm=True,
+    ).double()
+    load_weights(model, {name[8:]: array for name, array in arrays.items() if name.startswith("weights/")})
+    mask = arrays["mask"].repeat_interleave(32, 1).repeat_interleave(32, 2)
+    output = model(torch.zeros(3, 3, 160, 192, dtype=torch.float64), mask)
+    loss = torch.zeros((), dtype=torch.float64)
+    for name in ("logits", "boxes"):
+        found = getattr(output, name)
+        torch.testing.assert_close(found, arrays[name], rtol=0, atol=1e-10, msg=name)
+        loss = loss + (found * arrays[f"factor/{name}"]).sum()
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, arrays[f"grad/{name}"], rtol=1e-9, atol=1e-9, msg=name)
+
+
 @pytest.mark.parametrize("name", MMDET_NETWORKS)
 def test_the_network_equals_the_head_of_mmdetection(golden, name):
     arrays = golden("mmdet_2_11")
