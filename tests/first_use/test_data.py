@@ -137,6 +137,12 @@ def test_a_few_boxes_tell_nothing_of_corners(tmp_path: Path) -> None:
     assert {fault.kind for fault in check_dataset(data.images, data.file)} == {FaultKind.BOX_BEYOND_IMAGE}
 
 
+def test_boxes_around_all_of_an_image_are_no_corners(data: DataSet) -> None:
+    """They leave their images by a pixel, as some tools round, and as corners they would not."""
+    data.change("annotations", bbox=lambda box: [1, 1, WIDTH, HEIGHT])
+    assert {fault.kind for fault in check_dataset(data.images, data.file)} == {FaultKind.BOX_BEYOND_IMAGE}
+
+
 @pytest.mark.parametrize(
     "box",
     [
