@@ -196,7 +196,9 @@ def _parse(arguments: Sequence[str]) -> tuple[str, Namespace]:
     # An integer beyond a float, or a value that a class refused.
     except (argparse.ArgumentError, OverflowError, ValueError) as error:
         name = "detr-fast" if command is None else f"detr-fast {command}"
-        print(f"{name}: {' '.join(str(error).split())} (see {name} --help)", file=sys.stderr)
+        what, required, options = " ".join(str(error).split()).partition(" are required: ")
+        options = options.replace(f"{command}.", "--")  # the parser writes train.epochs for --epochs
+        print(f"{name}: {what}{required}{options} (see {name} --help)", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -67,6 +67,20 @@ def test_the_command_that_training_ends_with_predicts(
     assert len(json.loads((tmp_path / "predictions/predictions.json").read_text())) == 5
 
 
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("train", "--data.train_images, --data.train_annotations, --data.val_images, --data.val_annotations"),
+        ("eval", "--model, --images, --annotations"),
+    ],
+)
+def test_options_that_are_missing_are_named_as_they_are_written(
+    command: str, options: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run([command]) == 2
+    assert f"are required: {options} (see detr-fast {command} --help)" in capsys.readouterr().err
+
+
 def test_an_image_of_another_size_is_one_line_in_the_log(
     data: DataSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
