@@ -32,12 +32,14 @@ class Published(NamedTuple):
         publisher: The repository on GitHub that lists the file and its AP.
         backbone: A name in :data:`detr_fast.models.BACKBONES`.
         ap: Box AP on the 5000 images of COCO's val2017, as published.
+        license: The license of the repository.
     """
 
     url: str
     publisher: str
     backbone: str
     ap: float
+    license: str = "Apache-2.0"
 
     @property
     def checksum(self) -> str:
