@@ -106,7 +106,7 @@ def convert(options: Namespace) -> None:
             options.to,
             num_classes=options.classes,
             num_heads=options.num_heads,
-            norm_between_layers=options.norm_between_layers,
+            norm_between_layers=options.norm_between_layers or None,
             activation=options.activation,
         )
     )
@@ -241,7 +241,8 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
         continues = "continue from the last readable checkpoint in the output directory"
         add("--resume", action="store_true", help=continues + (", as demo always does" if command == "demo" else ""))
     if command in ("eval", "export", "predict"):
-        add("--model", required=True, help="directory of a saved model or of a run, for example runs/demo")
+        model = "directory of a saved model or of a run, for example runs/demo; or weights as for convert"
+        add("--model", required=True, help=model)
     if command == "export":
         add("--output", required=True, help="the file to write, .onnx or .pt2, for any batch and image size")
     if command in ("eval", "predict"):
@@ -267,17 +268,21 @@ def _add_arguments(parser: ArgumentParser, command: str) -> None:
         add("--threshold", type=ClosedUnitInterval, default=0.5, help="minimum score of a detection")
         add("--attention", action="store_true", help="draw what the query of each detection attends to, too")
     if command == "convert":
-        add("source", help="a .pth or .safetensors file")
+        add("source", help="a file or a URL of weights, a name of published ones, a directory, or a Hub repository")
         add("target", help="a file, or a directory for the formats of Hugging Face")
         formats = ["original", "huggingface", "huggingface_timm", "mmdet2", "mmdet3"]
         add("--to", choices=formats, default="original", help="format to write; original is facebookresearch/detr's")
         convert_classes = "convert the class head between COCO's 91 raw ids and its 80 contiguous classes"
         add("--classes", type=int, choices=[80, 91], help=convert_classes)
-        add("--num_heads", type=PositiveInt, default=8, help="attention heads of the transformer")
+        add(
+            "--num_heads",
+            type=PositiveInt,
+            help="attention heads, where no configuration states them and they are not 8",
+        )
         norm_between_layers = "the decoder normalizes between its layers (Hugging Face's auxiliary_loss)"
         add("--norm_between_layers", action="store_true", help=norm_between_layers)
         activations = ["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"]
-        add("--activation", choices=activations, default="relu", help="activation of the feed-forward networks")
+        add("--activation", choices=activations, help="activation of the feed-forward networks, where it is not relu")
 
 
 def _resolve_configs(arguments: Sequence[str], parser: ArgumentParser) -> list[str]:

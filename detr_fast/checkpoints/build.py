@@ -6,10 +6,10 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detr_fast.checkpoints.architecture import INFERRED, architecture_of
 from detr_fast.checkpoints.formats import to_original
@@ -19,6 +19,20 @@ from detr_fast.checkpoints.state_dict import CheckpointError, check_weights, loa
 MAX_CONFIG_BYTES = 10**7  # of config.json, which lists the categories
 
 Model = TypeVar("Model", bound=nn.Module)
+
+
+class Source(NamedTuple):
+    """The weights of a model, and what describes them.
+
+    Attributes:
+        weights: A file as for :func:`~detr_fast.checkpoints.state_dict.read_state_dict`.
+        config: The content of config.json, of this library or transformers, or arguments of DETR that are known of
+            published weights; None if there is no description.
+    """
+
+    weights: Path
+    config: Mapping[str, Any] | None
+
 
 # Arguments of DETR in which networks differ that the same weights fit.
 _NOT_IN_WEIGHTS = (
@@ -34,19 +48,15 @@ _NOT_IN_WEIGHTS = (
 )
 
 
-def build_from_weights(
-    build: Callable[..., Model], path: Path, given: Mapping[str, Any], config: Mapping[str, Any] | None = None
-) -> Model:
+def build_from_weights(build: Callable[..., Model], source: Source, given: Mapping[str, Any]) -> Model:
     """Build a DETR of the architecture of a file's weights, and load them.
 
     The architecture is compared with the weights before memory is allocated for it.
 
     Args:
         build: The class :class:`~detr_fast.models.DETR`.
-        path: A file as for :func:`read_state_dict`.
+        source: The file of the weights and its configuration.
         given: Arguments of ``build``, which take precedence over the configuration unless the weights contradict them.
-        config: The content of the config.json beside the weights, of this library or transformers; None if there is
-            none.
 
     Returns:
         The model in evaluation mode.
@@ -55,20 +65,13 @@ def build_from_weights(
         CheckpointError: The file cannot be read, or does not contain the weights of a DETR; or the configuration or
             the given arguments are out of range, or contradict the weights.
     """
+    path = source.weights
     state_dict = to_original(read_state_dict(path))
     if sum(tensor.nbytes for tensor in state_dict.values()) > path.stat().st_size:
         raise CheckpointError(f"{path}: the weights share memory, which those of a DETR do not")
-    if config is None:
-        described: dict[str, Any] = {}
-    elif is_huggingface_config(config):
-        described = from_huggingface_config(config, state_dict)
-    else:
-        described = dict(config)
-        unknown = sorted(described.keys() - inspect.signature(build).parameters.keys())
-        if unknown:
-            raise CheckpointError(f"config.json does not describe a DETR: it has the unknown keys {shorten(unknown)}")
+    described = describe(build, source.config, state_dict)
     implied = architecture_of(state_dict, {**described, **given}.get("backbone", INFERRED))
-    _check_consistent(implied, described, given)
+    check_consistent(implied, described, given)
     if given.get("num_classes", implied["num_classes"]) != implied["num_classes"]:
         described.pop("categories", None)  # they are the names of other classes
     arguments = implied | described | dict(given)
@@ -106,7 +109,30 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_consistent(implied: Mapping[str, Any], described: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def describe(
+    build: Callable[..., Model], config: Mapping[str, Any] | None, state_dict: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Convert the configuration beside weights to arguments of a DETR.
+
+    Args:
+        build: The class :class:`~detr_fast.models.DETR`.
+        config: As of :class:`Source`.
+        state_dict: The weights with the names of facebookresearch/detr.
+
+    Raises:
+        CheckpointError: The configuration is malformed, or one of another network.
+    """
+    if config is None:
+        return {}
+    if is_huggingface_config(config):
+        return from_huggingface_config(config, state_dict)
+    unknown = sorted(config.keys() - inspect.signature(build).parameters.keys())
+    if unknown:
+        raise CheckpointError(f"config.json does not describe a DETR: it has the unknown keys {shorten(unknown)}")
+    return dict(config)
+
+
+def check_consistent(implied: Mapping[str, Any], described: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise CheckpointError if the configuration or the given arguments are those of another network."""
     for name, value in implied.items():
         renumbered = name in ("num_classes", "num_queries") and name in given
@@ -123,3 +149,6 @@ def _check_consistent(implied: Mapping[str, Any], described: Mapping[str, Any], 
             raise CheckpointError(
                 f"the model was trained with {name}={described[name]!r}, but {given[name]!r} is given"
             )
+    backbones = [arguments.get("backbone") for arguments in (described, given)]
+    if all(isinstance(name, str) for name in backbones) and backbones[0] != backbones[1]:
+        raise CheckpointError("the model was trained with backbone={!r}, but {!r} is given".format(*backbones))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,18 @@ _HUGGINGFACE_NAMES = {
     "dropout": "dropout",
     "activation_function": "activation",
     "auxiliary_loss": "norm_between_layers",
+}
+
+# Arguments of DETR for which transformers has no option, and what it does.
+_WITHOUT_OPTION = {
+    "num_ffn_layers": 2,
+    "num_box_layers": 3,
+    "box_activation": "relu",
+    "position_temperature": 10000.0,
+    "position_normalize": True,
+    "position_scale": 2 * math.pi,
+    "position_eps": 1e-6,
+    "position_offset": 0.0,
 }
 
 
@@ -71,36 +84,33 @@ def _categories(names: Any, num_classes: int) -> list[dict[str, Any]]:
     return [{"id": label, "name": names[str(label)]} for label in range(num_classes)]
 
 
-def to_huggingface_config(
-    arguments: Mapping[str, Any], num_heads: int, *, timm: bool, norm_between_layers: bool, activation: str
-) -> dict[str, Any]:
+def to_huggingface_config(arguments: Mapping[str, Any], *, timm: bool) -> dict[str, Any]:
     """Build the configuration of transformers for arguments of :class:`~detr_fast.models.DETR`.
 
     With ``pre_norm`` it is one of Table Transformer, without it one of DETR.
 
     Args:
-        arguments: As :func:`architecture_of` returns them.
-        num_heads: Number of attention heads.
+        arguments: All arguments.
         timm: Whether the backbone is timm's ResNet instead of that of transformers.
-        norm_between_layers: As for :class:`~detr_fast.models.DETR`.
-        activation: As for :class:`~detr_fast.models.DETR`.
 
     Raises:
-        CheckpointError: transformers does not support this architecture.
+        CheckpointError: transformers does not support this network.
     """
-    backbone = arguments["backbone"]
-    if backbone not in RESNETS:
+    resnet = str(arguments["backbone"])
+    dilated = timm and resnet.endswith("_dc5")
+    resnet = resnet.removesuffix("_dc5") if timm else resnet
+    if resnet not in RESNETS:
         raise CheckpointError(
-            f"the DETR of transformers is written with the backbones {', '.join(RESNETS)}; this one has {backbone!r}"
+            f"the DETR of transformers is written with the backbones {', '.join(RESNETS)}, and in the format "
+            f"'huggingface_timm' with their _dc5; this one has {arguments['backbone']!r}"
         )
-    layers = arguments["num_ffn_layers"], arguments["num_box_layers"]
-    if layers != (2, 3):
-        raise CheckpointError(
-            "the DETR of transformers has feed-forward networks of 2 linear layers and a box head of 3; those of this "
-            "one have {} and {}".format(*layers)
-        )
-    depths, bottleneck = RESNETS[backbone]
-    resnet = {
+    for name, value in _WITHOUT_OPTION.items():
+        if arguments[name] != value:
+            raise CheckpointError(
+                f"the DETR of transformers has {name}={value!r}; this one has {name}={arguments[name]!r}"
+            )
+    depths, bottleneck = RESNETS[resnet]
+    own = {
         "model_type": "resnet",
         "depths": depths,
         "hidden_sizes": [width * (4 if bottleneck else 1) for width in (64, 128, 256, 512)],
@@ -108,24 +118,22 @@ def to_huggingface_config(
         "layer_type": "bottleneck" if bottleneck else "basic",
         "out_features": ["stage4"],
     }
-    through_timm = {"model_type": "timm_backbone", "backbone": backbone, "out_indices": [4], "features_only": True}
+    through_timm = {"model_type": "timm_backbone", "backbone": resnet, "out_indices": [4], "features_only": True}
+    if dilated:
+        through_timm["output_stride"] = 16
+    categories = arguments["categories"] or ()
     labels = {str(label): f"LABEL_{label}" for label in range(arguments["num_classes"])}
+    labels |= {str(label): category["name"] for label, category in enumerate(categories)}
     return {
         "architectures": [f"{'TableTransformer' if arguments['pre_norm'] else 'Detr'}ForObjectDetection"],
         "model_type": next(name for name, pre_norm in _PRE_NORM.items() if pre_norm == arguments["pre_norm"]),
-        "backbone_config": through_timm if timm else resnet,
+        "backbone_config": through_timm if timm else own,
         "use_timm_backbone": timm,
         "use_pretrained_backbone": False,
-        "activation_function": activation,
-        "auxiliary_loss": norm_between_layers,  # transformers has no option of its own for it
-        "d_model": arguments["hidden_dim"],
-        "num_queries": arguments["num_queries"],
-        "position_embedding_type": arguments["position_encoding"],
-        "encoder_layers": arguments["num_encoder_layers"],
-        "decoder_layers": arguments["num_decoder_layers"],
-        "encoder_attention_heads": num_heads,
-        "decoder_attention_heads": num_heads,
-        "encoder_ffn_dim": arguments["dim_feedforward"],
+        "dilation": dilated,
+        **{name: arguments[argument] for name, argument in _HUGGINGFACE_NAMES.items()},
+        "encoder_attention_heads": arguments["num_heads"],
+        "decoder_attention_heads": arguments["num_heads"],
         "decoder_ffn_dim": arguments["dim_feedforward"],
         "id2label": labels,
         "label2id": {name: int(label) for label, name in labels.items()},

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from detr_fast.checkpoints.architecture import architecture_of
+from detr_fast.checkpoints.architecture import INFERRED, architecture_of
+from detr_fast.checkpoints.build import Source, check_consistent, describe
 from detr_fast.checkpoints.formats import (
     Format,
     convert_classes,
@@ -20,6 +24,7 @@ from detr_fast.checkpoints.formats import (
 from detr_fast.checkpoints.huggingface import to_huggingface_config
 from detr_fast.checkpoints.state_dict import CheckpointError, read_state_dict, save_state_dict, shorten
 from detr_fast.models.detr import DETR
+from detr_fast.models.saved_files import find_weights
 from detr_fast.nn.feed_forward import Activation
 
 
@@ -29,49 +34,50 @@ def convert_checkpoint(
     to: Format,
     *,
     num_classes: int | None = None,
-    num_heads: int = 8,
-    norm_between_layers: bool = False,
-    activation: Activation = "relu",
+    num_heads: int | None = None,
+    norm_between_layers: bool | None = None,
+    activation: Activation | None = None,
 ) -> str:
     """Convert the weights of a DETR to another format.
 
     Args:
-        source: A file as for :func:`read_state_dict`, in any format that :func:`recognize_format` knows.
+        source: As for :meth:`detr_fast.DETR.from_pretrained`: a file, a directory, a name of published weights, a URL
+            or the id of a repository on the Hugging Face Hub, in any format that :func:`recognize_format` knows.
         target: A .safetensors file, or any other file for ``torch.save`` (``{"model": weights}``). For the formats of
             Hugging Face, a directory that ``DetrForObjectDetection.from_pretrained`` loads.
         to: The format to write: ``"original"`` (facebookresearch/detr), ``"huggingface"``, ``"huggingface_timm"``,
             ``"mmdet2"`` or ``"mmdet3"``.
         num_classes: 80 or 91 to convert a class head for COCO; None to keep it.
-        num_heads: Number of attention heads, which the configuration of Hugging Face's formats needs.
-        norm_between_layers: Whether the decoder normalizes between its layers, which Hugging Face's configuration
-            states as ``auxiliary_loss``.
-        activation: Activation function of the feed-forward networks, which Hugging Face's configuration states.
+        num_heads: Number of attention heads. This and the two that follow are stated in Hugging Face's configuration;
+            None stands for what the configuration of the source states, or for the default of :class:`DETR`.
+        norm_between_layers: Whether the decoder normalizes between its layers, ``auxiliary_loss`` of Hugging Face.
+        activation: Activation function of the feed-forward networks.
 
     Returns:
         A message that describes the conversion.
 
     Raises:
-        CheckpointError: The source cannot be read, is not a complete DETR, or cannot be represented in the format; or
-            the name of ``target`` does not fit the format.
+        CheckpointError: The source cannot be read, is not a complete DETR, or cannot be represented in the format; an
+            argument contradicts its configuration; or the name of ``target`` does not fit the format.
+        FileNotFoundError: The source does not exist, or cannot be downloaded.
     """
     target = Path(target)
     as_directory = to.startswith("huggingface")
     if as_directory == bool(target.suffix):
         raise CheckpointError(f"{target}: the format {to!r} is written as a {'directory' if as_directory else 'file'}")
-    given = detector_of(read_state_dict(source))
+    found = find_weights(source)
+    given = detector_of(read_state_dict(found.weights))
     state_dict = to_original(given)
-    _check_complete(state_dict)
+    stated = {"num_heads": num_heads, "norm_between_layers": norm_between_layers, "activation": activation}
+    arguments = _arguments(state_dict, found, {name: value for name, value in stated.items() if value is not None})
+    _check_complete(state_dict, arguments)
     if num_classes is not None:
         state_dict = convert_classes(state_dict, num_classes)
+        if num_classes != arguments["num_classes"]:
+            arguments |= {"num_classes": num_classes, "categories": None}
     converted = {name: tensor.contiguous() for name, tensor in from_original(state_dict, to).items()}
     if as_directory:
-        config = to_huggingface_config(
-            architecture_of(state_dict),
-            num_heads,
-            timm=to == "huggingface_timm",
-            norm_between_layers=norm_between_layers,
-            activation=activation,
-        )
+        config = to_huggingface_config(arguments, timm=to == "huggingface_timm")
         target.mkdir(parents=True, exist_ok=True)
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         save_state_dict(converted, target / "model.safetensors")
@@ -83,10 +89,23 @@ def convert_checkpoint(
     return f"{source} ({recognize_format(given)}) -> {target} ({to}): {len(converted)} tensors, {classes} classes"
 
 
-def _check_complete(state_dict: dict[str, Tensor]) -> None:
+def _arguments(state_dict: Mapping[str, Tensor], source: Source, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of DETR, with their defaults where neither the weights nor a configuration tell."""
+    described = describe(DETR, source.config, state_dict)
+    backbone = described.get("backbone")  # None, too, for a module
+    implied = architecture_of(state_dict, INFERRED if backbone is None else backbone)
+    check_consistent(implied, described, given)
+    defaults = {name: parameter.default for name, parameter in signature(DETR).parameters.items()}
+    return {**defaults, **described, **given, **implied}
+
+
+def _check_complete(state_dict: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> None:
     """Raise CheckpointError if names are missing or unknown for a DETR of this architecture."""
-    with torch.device("meta"):
-        expected = DETR(**architecture_of(state_dict), num_heads=1).state_dict().keys()
+    try:
+        with torch.device("meta"):  # any number of heads has these names
+            expected = DETR(**{**arguments, "num_heads": 1}).state_dict().keys()
+    except ValueError as error:
+        raise CheckpointError(f"the configuration of the checkpoint cannot be used: {error}") from error
     missing, unknown = sorted(expected - state_dict.keys()), sorted(state_dict.keys() - expected)
     faults = {"missing from the checkpoint": missing, "not part of a DETR": unknown}
     lines = [f"{len(names)} {kind}: {shorten(names)}" for kind, names in faults.items() if names]

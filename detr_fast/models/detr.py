@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from detr_fast.checkpoints.build import build_from_weights, read_config
+from detr_fast.checkpoints.build import build_from_weights
 from detr_fast.checkpoints.state_dict import CheckpointError, save_state_dict
 from detr_fast.images import MAX_SIDE, is_side
 from detr_fast.models.attention import attention_maps
 from detr_fast.models.inference import ImageInput, predict
 from detr_fast.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
 from detr_fast.models.resnet import ResNet, build_backbone
-from detr_fast.models.saved_files import HUB_ARGUMENTS, WEIGHTS, describe_run, find_files
+from detr_fast.models.saved_files import HUB_ARGUMENTS, WEIGHTS, describe_run, find_weights
 from detr_fast.models.transformer import Transformer
 from detr_fast.nn.feed_forward import ACTIVATIONS, MLP, Activation
 
@@ -352,9 +352,10 @@ class DETR(
         """Load a saved model in evaluation mode, from this library or from transformers.
 
         Args:
-            pretrained_model_name_or_path: A directory written by ``save_pretrained``, the output directory of a run,
-                the id of a repository on the Hugging Face Hub, or a file of weights as for :func:`detr_resnet50`. A
-                file of weights does not contain the number of heads; it is 8 unless ``num_heads`` is given.
+            pretrained_model_name_or_path: A directory written by ``save_pretrained``, the output directory of a run, a
+                file or a URL of weights, a name of published weights, or the id of a repository on the Hugging Face
+                Hub; see :func:`detr_resnet50`. Weights alone do not contain the number of heads; it is 8 unless
+                ``num_heads`` is given.
             **kwargs: Arguments of :class:`DETR`, which take precedence over the saved ones, and arguments of
                 huggingface_hub (``revision``, ``cache_dir``, ...). If ``num_classes`` differs from the saved number,
                 all weights but those of the class head are loaded, a warning is logged, and the saved categories are
@@ -362,18 +363,18 @@ class DETR(
                 is logged.
 
         Raises:
-            FileNotFoundError: There is neither such a file or directory nor a reachable repository of that name.
-            CheckpointError: The files cannot be read, or do not fit the model.
+            FileNotFoundError: There is neither such a file or directory nor a reachable repository of that name, or a
+                download fails.
+            CheckpointError: The files cannot be read, do not have the expected checksum, or do not fit the model.
         """
-        path = Path(pretrained_model_name_or_path)
-        if path.is_file():
-            try:
-                return build_from_weights(cls, path, kwargs)
-            except CheckpointError as error:
-                raise CheckpointError(f"{error}{describe_run(path)}") from error
         hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-        files = find_files(str(pretrained_model_name_or_path), hub_arguments)
-        return build_from_weights(cls, files.weights, kwargs, read_config(files.config))
+        source = find_weights(pretrained_model_name_or_path, hub_arguments)
+        try:
+            return build_from_weights(cls, source, kwargs)
+        except CheckpointError as error:
+            if source.config is None:
+                raise CheckpointError(f"{error}{describe_run(source.weights)}") from error
+            raise
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_state_dict(self.state_dict(), save_directory / WEIGHTS[0])

@@ -21,8 +21,10 @@ def build_detr(
             without weights. If it is not the number of the weights, all weights but those of the class head are loaded,
             and a warning is logged.
         weights: A checkpoint file (.pth or .safetensors) of facebookresearch/detr, Hugging Face or MMDetection; a
-            directory written by ``save_pretrained`` of this library or transformers; or the id of such a repository on
-            the Hugging Face Hub. None initializes the model with random weights.
+            directory written by ``save_pretrained`` of this library or transformers; a name of published weights, such
+            as ``"detr_resnet50"``; the URL of a file with its SHA-256 (see
+            :func:`~detr_fast.checkpoints.published.download`); or the id of a repository on the Hugging Face Hub. None
+            initializes the model with random weights.
         **overrides: Other arguments of :class:`DETR`. Of another ``num_queries`` than that of the weights the first
             queries are loaded, as many as both have, and a warning is logged.
 
@@ -30,8 +32,8 @@ def build_detr(
         The model, in evaluation mode with weights, in training mode without.
 
     Raises:
-        FileNotFoundError: The weights do not exist.
-        CheckpointError: The weights cannot be read, or are those of another model.
+        FileNotFoundError: The weights do not exist, or cannot be downloaded.
+        CheckpointError: The weights cannot be read, do not have the expected checksum, or are those of another model.
     """
     if weights is None:
         return DETR(COCO_CLASSES if num_classes is None else num_classes, backbone=backbone, **overrides)

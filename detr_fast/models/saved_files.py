@@ -1,4 +1,4 @@
-"""The files of a saved model: in a directory, or in a repository of the Hugging Face Hub."""
+"""The files of weights and of saved models: on this machine, published ones, and those of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import logging as hub_logging
 
+from detr_fast.checkpoints.build import Source, read_config
+from detr_fast.checkpoints.published import PUBLISHED, download, find_published, is_url
 from detr_fast.checkpoints.state_dict import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,32 @@ class SavedFiles(NamedTuple):
 
     config: Path
     weights: Path
+
+
+def find_weights(source: str | Path, hub_arguments: Mapping[str, Any] | None = None) -> Source:
+    """Find the weights of a model, or download them.
+
+    Args:
+        source: A file of weights; a directory as for :func:`find_files`; a name in
+            :data:`~detr_fast.checkpoints.published.PUBLISHED`; a URL as for
+            :func:`~detr_fast.checkpoints.published.download`; or the id of a repository on the Hugging Face Hub. The
+            first of these that exists is taken.
+        hub_arguments: As for :func:`find_files`.
+
+    Raises:
+        FileNotFoundError: There are no weights of that name, or they cannot be reached.
+        CheckpointError: The directory contains no model, config.json cannot be read, or a download has another
+            checksum.
+    """
+    path, name = Path(source), str(source)
+    if path.is_file():
+        return Source(path, None)
+    published = find_published(name)
+    if not path.is_dir() and (published is not None or is_url(name)):
+        config = None if published is None else {"backbone": published.backbone}
+        return Source(download(name if published is None or is_url(name) else published.url), config)
+    files = find_files(name, hub_arguments or {})
+    return Source(files.weights, read_config(files.config))
 
 
 def find_files(name: str, hub_arguments: Mapping[str, Any]) -> SavedFiles:
@@ -70,8 +98,9 @@ def describe_run(checkpoint: Path) -> str:
 
 def _suggestion(path: Path) -> str:
     names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    similar = get_close_matches(path.name, names, n=1)
-    return f"; did you mean {path.with_name(similar[0])}?" if similar else ""
+    similar = [path.with_name(name) for name in get_close_matches(path.name, names, n=1)]
+    similar += [Path(name) for name in get_close_matches(str(path), PUBLISHED, n=1)]
+    return f"; did you mean {' or '.join(map(str, similar))}?" if similar else ""
 
 
 def _local_files(directory: Path) -> SavedFiles:

@@ -53,7 +53,8 @@ class ModelConfig:
         num_ffn_layers: number of linear layers of each feed-forward network.
         box_activation: activation function of the box head.
         num_box_layers: number of linear layers of the box head.
-        weights: weights to start from: a file, the directory of a saved model, or the id of a Hugging Face Hub
+        weights: weights to start from: a file, the directory of a saved model, a name of published weights such as
+            detr_resnet50, a URL that ends with #sha256= and the checksum, or the id of a Hugging Face Hub
             repository.
         backbone_weights: a file of ImageNet weights of the backbone with torchvision's names.
         freeze: parts that are not trained.

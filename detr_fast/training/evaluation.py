@@ -156,8 +156,7 @@ def evaluate_model(
     """Evaluate a saved model on a data set, on all ranks of the launch.
 
     Args:
-        model: A directory written by ``save_pretrained``, such as ``model`` in the output directory of a run, or the id
-            of a repository on the Hugging Face Hub.
+        model: As for :meth:`detr_fast.DETR.from_pretrained`, such as the output directory of a run.
         images: Directory of the images.
         annotations: As ``annotation_file`` of :class:`~detr_fast.data.CocoDetection`.
         batch_size: Images per batch on each rank.

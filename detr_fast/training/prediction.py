@@ -41,7 +41,7 @@ def predict_files(
     a video, of which a few frames at a time are held in memory.
 
     Args:
-        model: A directory written by ``save_pretrained``, or the id of a repository on the Hugging Face Hub.
+        model: As for :meth:`detr_fast.DETR.from_pretrained`, such as the output directory of a run.
         images: Image files, video files, and directories. Of a directory all images are taken, in subdirectories too,
             without hidden files and without those in ``output``.
         output: Directory for the drawings and the JSON file.

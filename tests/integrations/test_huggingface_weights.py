@@ -52,8 +52,10 @@ def huggingface(backbone, request):
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.uniform_(-0.5, 0.5)  # higher ones would leave no features
-        elif name.endswith(("running_var", "weight")):
+        elif name.endswith("running_var"):
             buffer.uniform_(0.5, 1.5)
+        elif name.endswith("weight"):
+            buffer.uniform_(0.2, 0.6)
     for name, parameter in model.named_parameters():
         parameter.data += (0.02 if "backbone" in name else 0.2) * torch.randn_like(parameter)
     return model
@@ -167,3 +169,19 @@ def test_the_detector_of_a_panoptic_model_is_loaded(huggingface, backbone, batch
     panoptic.save_pretrained(tmp_path)
     assert_the_same(DETR.from_pretrained(tmp_path), panoptic.detr, batch)
     assert "loaded its detector, and left out the" in caplog.text
+
+
+def test_a_dilated_backbone_is_written_for_timm(import_or_skip, batch, tmp_path):
+    import_or_skip("timm")
+    from transformers import DetrForObjectDetection
+
+    torch.manual_seed(0)
+    shape = {"hidden_dim": 32, "num_encoder_layers": 1, "num_decoder_layers": 1, "dim_feedforward": 8}
+    model = DETR(5, backbone="resnet50_dc5", num_heads=4, **shape).eval()
+    model.save_pretrained(tmp_path / "saved")
+    with pytest.raises(CheckpointError, match="this one has 'resnet50_dc5'"):
+        convert_checkpoint(tmp_path / "saved", tmp_path / "own", "huggingface")
+    convert_checkpoint(tmp_path / "saved", tmp_path / "timm", "huggingface_timm")
+    host = DetrForObjectDetection.from_pretrained(tmp_path / "timm").eval()
+    assert_the_same(model, host, batch)
+    assert_the_same(DETR.from_pretrained(tmp_path / "timm"), host, batch)

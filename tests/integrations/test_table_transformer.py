@@ -63,8 +63,10 @@ def _build(**options):
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.uniform_(-0.5, 0.5)
-        elif name.endswith(("running_var", "weight")):
+        elif name.endswith("running_var"):
             buffer.uniform_(0.5, 1.5)
+        elif name.endswith("weight"):
+            buffer.uniform_(0.2, 0.6)
     for name, parameter in model.named_parameters():
         parameter.data += (0.02 if "backbone" in name else 0.2) * torch.randn_like(parameter)
     return model.requires_grad_(True)  # transformers freezes more stages of its own ResNet than of timm's
