@@ -2,11 +2,11 @@
 
 The wheel is only read, not installed::
 
-    pip download --no-deps deepforest
-    python examples/tree_crowns.py deepforest-*.whl --output data/crowns
+    pip download --no-deps deepforest==2.1.0
+    python examples/tree_crowns.py deepforest-2.1.0-py3-none-any.whl
 
-The photographs are of the National Ecological Observatory Network (NEON), and their annotations of the DeepForest
-project (Weinstein et al. 2019, 2020), whose package is under the MIT License.
+The package, its photographs and annotations included, is distributed under the MIT License, (c) Ben Weinstein. The
+photographs show sites of the National Ecological Observatory Network in Yellowstone, Florida and California.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 from PIL import Image
 
 FOLDER = "deepforest/data"  # in the wheel
-HELD_OUT = "2019_YELL_2_541000_4977000_image_crop"  # validation: 13 km from the photograph of most training tiles
+HELD_OUT = "2019_YELL_2_541000_4977000_image_crop"  # of Yellowstone, 13 km from the photograph of most training tiles
 MIN_VISIBLE = 0.5  # fraction of the area of a crown in a tile, below which the tile does not have its box
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -80,8 +80,8 @@ def clip(box: Box, left: int, top: int, size: int) -> Box | None:
 def cut(split: Split, name: str, photograph: Image.Image, boxes: list[Box], size: int, *, training: bool) -> None:
     """Cut a photograph into square tiles of equal size.
 
-    Training tiles overlap by half, so that each crown is complete in some tile, and those without a crown are left out.
-    Validation tiles do not overlap, so that no crown counts twice, and all are kept.
+    Training tiles overlap by half, so that crowns at the edge of one are complete in another, and those without a crown
+    are left out. Validation tiles do not overlap, so that no crown counts twice, and all are kept.
     """
     stride = size // 2 if training else size
     for top in range(0, photograph.height - size + 1, stride):
