@@ -7,16 +7,18 @@ import logging
 import re
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from torch.hub import download_url_to_file, get_dir
 
+from detr_fast.checkpoints.coco import coco_categories
 from detr_fast.checkpoints.state_dict import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 _DETR = "https://dl.fbaipublicfiles.com/detr/"
+_FACEBOOK, _MMDETECTION = "facebookresearch/detr", "open-mmlab/mmdetection"
 _MMDET = "https://download.openmmlab.com/mmdetection/"
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _FILE_NAME = re.compile(r"\w[\w.+-]*\.(pth|pt|bin|safetensors)")
@@ -48,32 +50,35 @@ class Published(NamedTuple):
         assert found is not None
         return found[1]
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments of DETR that the weights do not tell: the stride of the backbone and the categories.
+
+        Classes of stuff, which come after the others in a model of panoptic segmentation, have no names.
+        """
+        categories = coco_categories(contiguous=self.publisher == _MMDETECTION)
+        return {"backbone": self.backbone, "categories": categories}
+
 
 PUBLISHED = {
-    "detr_resnet50": Published(_DETR + "detr-r50-e632da11.pth", "facebookresearch/detr", "resnet50", 42.0),
-    "detr_resnet50_dc5": Published(_DETR + "detr-r50-dc5-f0fb7ef5.pth", "facebookresearch/detr", "resnet50_dc5", 43.3),
-    "detr_resnet101": Published(_DETR + "detr-r101-2c7b67e5.pth", "facebookresearch/detr", "resnet101", 43.5),
-    "detr_resnet101_dc5": Published(
-        _DETR + "detr-r101-dc5-a2e86def.pth", "facebookresearch/detr", "resnet101_dc5", 44.9
-    ),
-    "detr_resnet50_panoptic": Published(
-        _DETR + "detr-r50-panoptic-00ce5173.pth", "facebookresearch/detr", "resnet50", 38.8
-    ),
+    "detr_resnet50": Published(_DETR + "detr-r50-e632da11.pth", _FACEBOOK, "resnet50", 42.0),
+    "detr_resnet50_dc5": Published(_DETR + "detr-r50-dc5-f0fb7ef5.pth", _FACEBOOK, "resnet50_dc5", 43.3),
+    "detr_resnet101": Published(_DETR + "detr-r101-2c7b67e5.pth", _FACEBOOK, "resnet101", 43.5),
+    "detr_resnet101_dc5": Published(_DETR + "detr-r101-dc5-a2e86def.pth", _FACEBOOK, "resnet101_dc5", 44.9),
+    "detr_resnet50_panoptic": Published(_DETR + "detr-r50-panoptic-00ce5173.pth", _FACEBOOK, "resnet50", 38.8),
     "detr_resnet50_dc5_panoptic": Published(
-        _DETR + "detr-r50-dc5-panoptic-da08f1b1.pth", "facebookresearch/detr", "resnet50_dc5", 40.2
+        _DETR + "detr-r50-dc5-panoptic-da08f1b1.pth", _FACEBOOK, "resnet50_dc5", 40.2
     ),
-    "detr_resnet101_panoptic": Published(
-        _DETR + "detr-r101-panoptic-40021d53.pth", "facebookresearch/detr", "resnet101", 40.1
-    ),
+    "detr_resnet101_panoptic": Published(_DETR + "detr-r101-panoptic-40021d53.pth", _FACEBOOK, "resnet101", 40.1),
     "mmdet2_detr_resnet50": Published(
         _MMDET + "v2.0/detr/detr_r50_8x2_150e_coco/detr_r50_8x2_150e_coco_20201130_194835-2c4b8974.pth",
-        "open-mmlab/mmdetection",
+        _MMDETECTION,
         "resnet50",
         40.1,
     ),
     "mmdet3_detr_resnet50": Published(
         _MMDET + "v3.0/detr/detr_r50_8xb2-150e_coco/detr_r50_8xb2-150e_coco_20221023_153551-436d03e8.pth",
-        "open-mmlab/mmdetection",
+        _MMDETECTION,
         "resnet50",
         39.9,
     ),

@@ -62,7 +62,7 @@ def find_weights(source: str | Path, hub_arguments: Mapping[str, Any] | None = N
         return Source(path, None)
     published = find_published(name)
     if not path.is_dir() and (published is not None or is_url(name)):
-        config = None if published is None else {"backbone": published.backbone}
+        config = None if published is None else published.config
         return Source(download(name if published is None or is_url(name) else published.url), config)
     files = find_files(name, hub_arguments or {})
     return Source(files.weights, read_config(files.config))

@@ -76,7 +76,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="module")
 def model() -> DETR:
-    return DETR(4, backbone="resnet18", **SHAPE).eval()
+    return DETR(91, backbone="resnet18", **SHAPE).eval()
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_the_commands_take_short_names_and_urls(short_name, url, model, tmp_path
         assert_same(DETR.from_pretrained(target), model)
         config = ModelConfig(weights=source, backbone="resnet18", **SHAPE)
         assert_same(
-            build_model(config, DataConfig("a", "a.json", "a", "a.json"), [_category(n) for n in range(4)]), model
+            build_model(config, DataConfig("a", "a.json", "a", "a.json"), [_category(n) for n in range(91)]), model
         )
 
 
@@ -221,6 +221,29 @@ def test_pickle_in_a_download_is_not_executed(server, tmp_path):
     with pytest.raises(CheckpointError, match="only pickle can restore"):
         DETR.from_pretrained(server.add("/evil-{:.8}.pth", (tmp_path / "evil.pth").read_bytes()))
     assert not (tmp_path / "executed").exists()
+
+
+def test_the_classes_of_published_weights_have_names(server, tmp_path, monkeypatch):
+    def load(size: int, publisher: str, **options: object) -> list[dict[str, object]]:
+        torch.save(DETR(size, backbone="resnet18", **SHAPE).state_dict(), tmp_path / "model.pth")
+        url = server.add("/model-{:.8}.pth", (tmp_path / "model.pth").read_bytes())
+        monkeypatch.setitem(PUBLISHED, "some_name", Published(url, publisher, "resnet18", 1.0))
+        return DETR.from_pretrained("some_name", **options).categories
+
+    raw, contiguous = load(91, "facebookresearch/detr"), load(80, "open-mmlab/mmdetection")
+    assert [raw[label]["name"] for label in (0, 1, 12, 13, 17, 90)] == [
+        "N/A",
+        "person",
+        "N/A",
+        "stop sign",
+        "cat",
+        "toothbrush",
+    ]
+    assert [category["id"] for category in raw] == list(range(91))
+    assert contiguous == [category for category in raw if category["name"] != "N/A"]
+    assert len(contiguous) == len({category["name"] for category in contiguous}) == 80
+    assert load(250, "facebookresearch/detr") == raw  # of panoptic segmentation
+    assert load(91, "facebookresearch/detr", num_classes=3) is None
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
