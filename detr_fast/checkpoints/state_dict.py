@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import logging
 import pickle
@@ -17,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from detr_fast.checkpoints.inert import INERT_GLOBALS
 from detr_fast.text import escape
 
 logger = logging.getLogger(__name__)
@@ -243,9 +243,7 @@ def verify_checksums(path: Path) -> None:
 def _read_torch(path: Path) -> Any:
     verify_checksums(path)
     try:
-        with torch.serialization.safe_globals(
-            [argparse.Namespace]
-        ):  # in which facebookresearch/detr saves its arguments
+        with torch.serialization.safe_globals(INERT_GLOBALS):  # beside the weights, of which nothing is executed
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))

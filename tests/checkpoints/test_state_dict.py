@@ -7,8 +7,11 @@ import logging
 import os
 import pickle
 import stat
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -50,6 +53,30 @@ def test_reads_what_torch_saves(tmp_path, state_dict, suffix, legacy):
         found = read_state_dict(path)
         assert found.keys() == state_dict.keys()
         assert all(torch.equal(found[name], state_dict[name]) for name in found)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_reads_what_mmengine_saves(tmp_path, state_dict, legacy, monkeypatch):
+    """Beside the weights it has histories: objects with arrays, scalars of NumPy and functions of a class."""
+    module = ModuleType("mmengine.logging.history_buffer")
+    exec("class HistoryBuffer:\n    def __init__(self, **state):\n        self.__dict__ = state", vars(module))
+    module.HistoryBuffer.mean = classmethod(lambda cls: 0)
+    for name in ("mmengine", "mmengine.logging"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    history = module.HistoryBuffer(_log_history=np.ones(3), statistics={"mean": module.HistoryBuffer.mean})
+    content = {"state_dict": state_dict, "message_hub": {"log_scalars": {"loss": history}, "lr": np.float64(1e-4)}}
+    torch.save(content, tmp_path / "epoch_12.pth", _use_new_zipfile_serialization=not legacy)
+    monkeypatch.delitem(sys.modules, module.__name__)
+    found = read_state_dict(tmp_path / "epoch_12.pth")
+    assert found.keys() == state_dict.keys()
+    assert all(torch.equal(found[name], state_dict[name]) for name in found)
+
+
+def test_objects_in_place_of_weights_are_refused(tmp_path, state_dict):
+    torch.save({"state_dict": state_dict | {"c.weight": np.ones(3)}}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match="contains no state dict"):
+        read_state_dict(tmp_path / "weights.pth")
 
 
 def test_reads_safetensors(tmp_path, state_dict):

@@ -6,13 +6,14 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from detr_fast import DETR, LossWeights, MatchWeights, Targets, ops
 from detr_fast.checkpoints.formats import recognize_format, to_original
-from detr_fast.models import load_weights
+from detr_fast.models import load_weights, read_state_dict
 
 NUM_CLASSES, NUM_QUERIES = 6, 10
 SIZES = ((480, 640), (333, 500), (64, 800))
@@ -430,3 +431,15 @@ def test_its_weights_in_our_model(fast):
         output = integrated(images)
     torch.testing.assert_close(output.logits, logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(output.boxes, boxes, rtol=0, atol=1e-5)
+
+
+def test_a_checkpoint_of_mmengine_is_read(fast, tmp_path):
+    """A message hub, which the runner saves, has objects of MMEngine and NumPy."""
+    from mmengine.logging import MessageHub
+
+    hub = MessageHub("a run")
+    hub.update_scalar("train/loss", np.float32(1.5))
+    hub.update_info("lr", np.float64(1e-4))
+    weights = {"weight": torch.randn(3)}
+    torch.save({"meta": {"epoch": 1}, "state_dict": weights, "message_hub": hub.state_dict()}, tmp_path / "epoch_1.pth")
+    assert torch.equal(read_state_dict(tmp_path / "epoch_1.pth")["weight"], weights["weight"])
