@@ -40,7 +40,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, *, kind: str, eps: float) -> Tensor:
     """
     low = torch.maximum(boxes1[..., :2], boxes2[..., :2])
     high = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
-    intersection = _product((high - low).clamp(min=0))
+    intersection = _product(_at_least(high - low, 0.0))
     if kind == "iof":
         return _ratio(intersection, _area(boxes1), eps)
     union = _area(boxes1) + _area(boxes2) - intersection
@@ -51,13 +51,20 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, *, kind: str, eps: float) -> Tensor:
     high = torch.maximum(boxes1[..., 2:], boxes2[..., 2:])
     enclosure = _product(high - low)
     if eps > 0:
-        enclosure = enclosure.clamp(min=eps)
-        union = union.clamp(min=eps)
+        enclosure = _at_least(enclosure, eps)
+        union = _at_least(union, eps)
     return iou - _ratio(enclosure - union, enclosure, eps)
 
 
 def _area(boxes: Tensor) -> Tensor:
     return _product(boxes[..., 2:] - boxes[..., :2])
+
+
+def _at_least(values: Tensor, lowest: float) -> Tensor:
+    """Clamp values from below. The gradient of a value that equals ``lowest`` is 1 on every release of PyTorch;
+    that of :func:`torch.clamp` is 1 up to PyTorch 2.13, and 0 in 2.15.
+    """
+    return torch.where(values < lowest, lowest, values)
 
 
 def _product(sides: Tensor) -> Tensor:  # [...,2] -> [...]
@@ -67,7 +74,7 @@ def _product(sides: Tensor) -> Tensor:  # [...,2] -> [...]
 
 def _ratio(part: Tensor, total: Tensor, eps: float) -> Tensor:
     if eps > 0:
-        return part / total.clamp(min=eps)
+        return part / _at_least(total, eps)
     # Where there is no area the ratio is 0, and so is its gradient; dividing by 1 there keeps it so.
     empty = total == 0
     return torch.where(empty, 0.0, part / torch.where(empty, 1.0, total))

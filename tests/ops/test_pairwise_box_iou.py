@@ -91,3 +91,12 @@ def test_bad_options():
         ops.pairwise_box_iou(torch.zeros(1, 4), torch.zeros(1, 4), kind="diou")
     with pytest.raises(ValueError, match="box_format"):
         ops.pairwise_box_iou(torch.zeros(1, 4), torch.zeros(1, 4), box_format="xywh")
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-7])
+def test_the_gradient_of_boxes_that_touch_is_that_of_boxes_that_overlap(eps):
+    """As facebookresearch/detr computes it with the releases of PyTorch that it is used with."""
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    other = torch.tensor([[1.0, 0.0, 2.0, 1.0]], dtype=torch.float64)
+    ops.pairwise_box_iou(boxes, other, kind="iou", box_format="xyxy", eps=eps, backend="reference").sum().backward()
+    torch.testing.assert_close(boxes.grad, torch.tensor([[0, 0, 0.5, 0]], dtype=torch.float64))  # 1 / union
