@@ -64,7 +64,7 @@ def _at_least(values: Tensor, lowest: float) -> Tensor:
     """Clamp values from below. The gradient of a value that equals ``lowest`` is 1 on every release of PyTorch;
     that of :func:`torch.clamp` is 1 up to PyTorch 2.13, and 0 in 2.15.
     """
-    return torch.where(values < lowest, lowest, values)
+    return torch.where(values >= lowest, values, values.clamp(min=lowest))
 
 
 def _product(sides: Tensor) -> Tensor:  # [...,2] -> [...]

@@ -44,9 +44,9 @@ json.dump([[finding.part, finding.reason] for finding in findings], open(sys.arg
 """
 MODULES = {
     "transformers": "huggingface.survey",
-    "rfdetr": "rfdetr",
-    "mmdet": "mmdet",
-    "onedl-mmdetection": "mmdet",
+    "rfdetr": "rfdetr.survey",
+    "mmdet": "mmdet.survey",
+    "onedl-mmdetection": "mmdet.survey",
 }
 
 
