@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
@@ -115,7 +116,10 @@ def download(url: str) -> Path:
         FileNotFoundError: The file cannot be downloaded.
     """
     address, _, fragment = url.partition("#")
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise CheckpointError(f"{address} is not a URL: {error}") from error
     if parts.scheme not in ("https", "http"):
         raise CheckpointError(f"{address}: weights are downloaded from addresses that begin with https:// or http://")
     name = PurePosixPath(unquote(parts.path)).name
@@ -125,7 +129,7 @@ def download(url: str) -> Path:
     if _HASH_IN_NAME.search(name) is None:  # so that files of the same name do not replace each other
         name = f"{Path(name).stem}-{checksum[:8]}{Path(name).suffix}"
     path = Path(get_dir()) / "checkpoints" / name
-    if path.is_file() and _sha256(path).startswith(checksum):
+    if os.path.isfile(path) and _sha256(path).startswith(checksum):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     logger.info("downloading %s to %s", address, path)
@@ -136,7 +140,7 @@ def download(url: str) -> Path:
             f"{address}: the file that arrived does not have the SHA-256 {checksum}..., and was deleted: {error}; try "
             "again in case the download was cut short, and otherwise check the address and the checksum"
         ) from error
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, UnicodeError) as error:  # the last if the address is not ASCII, or has no host
         raise FileNotFoundError(
             f"{address} cannot be downloaded: {error}; on a machine without access, download the file elsewhere, and "
             f"copy it to {path}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,10 +59,10 @@ def find_weights(source: str | Path, hub_arguments: Mapping[str, Any] | None = N
             checksum.
     """
     path, name = Path(source), str(source)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file, not an error for a name that is too long, as a URL may be
         return Source(path, None)
     published = find_published(name)
-    if not path.is_dir() and (published is not None or is_url(name)):
+    if not os.path.isdir(path) and (published is not None or is_url(name)):
         config = None if published is None else published.config
         return Source(download(name if published is None or is_url(name) else published.url), config)
     files = find_files(name, hub_arguments or {})
@@ -81,7 +82,7 @@ def find_files(name: str, hub_arguments: Mapping[str, Any]) -> SavedFiles:
         CheckpointError: The directory contains no model.
     """
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _local_files(path)
     if not _REPOSITORY.fullmatch(name):
         raise FileNotFoundError(f"{name}: there is no such file or directory{_suggestion(path)}")

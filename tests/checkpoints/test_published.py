@@ -212,6 +212,24 @@ def test_an_address_of_no_file_of_weights_is_refused(path):
         download(f"https://host{path}#sha256=0123456789")
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "https://[host/a-01234567.pth",
+        "http://127.0.0.1:1/\xe9-01234567.pth",
+        "http://a..b/a-01234567.pth",
+        f"http://127.0.0.1:1/{'a' * 300}-01234567.pth",
+        "a" * 300,
+    ],
+)
+def test_a_malformed_or_long_name_ends_a_command_with_one_line(source, cache, tmp_path):
+    cache.mkdir(parents=True)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["convert", source, str(tmp_path / "converted.pth")])
+    assert stopped.value.code.startswith(f"detr-fast: {source}")
+    assert "\n" not in stopped.value.code
+
+
 def test_pickle_in_a_download_is_not_executed(server, tmp_path):
     class Payload:
         def __reduce__(self):
