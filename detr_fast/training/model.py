@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -112,7 +113,7 @@ def build_model(config: ModelConfig, data: DataConfig, categories: Sequence[Cate
 
 def _describe_configuration(weights: str | None) -> str:
     """Say which configuration has the architecture of the weights; an empty text where none is known."""
-    if weights is None:
+    if weights is None or not os.path.exists(weights):  # a name of published weights, or a URL
         return ""
     for directory in (Path(weights), Path(weights).parent, Path(weights).parent.parent):  # of a run, model, checkpoint
         if (directory / "config.yaml").is_file():

@@ -148,6 +148,18 @@ def _category(number: int):
     return Category(number, str(number))
 
 
+def test_the_configuration_of_another_run_is_no_hint(short_name, tmp_path, monkeypatch):
+    from detr_fast.training import DataConfig, ModelConfig
+    from detr_fast.training.model import build_model
+
+    (tmp_path / "config.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    config = ModelConfig(weights=short_name, backbone="resnet34", **SHAPE)
+    with pytest.raises(CheckpointError) as refused:
+        build_model(config, DataConfig("a", "a.json", "a", "a.json"), [_category(0)])
+    assert "config.yaml" not in str(refused.value)
+
+
 def test_a_url_without_a_checksum_in_its_name_needs_one(server, content, model, cache):
     url = server.add("/other/model.pth", content)
     with pytest.raises(CheckpointError, match=r"model\.pth: there is no checksum .* append #sha256= and the SHA-256"):
