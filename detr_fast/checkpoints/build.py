@@ -35,7 +35,7 @@ class Source(NamedTuple):
 
 
 # Arguments of DETR in which networks differ that the same weights fit.
-_NOT_IN_WEIGHTS = (
+NOT_IN_WEIGHTS = (
     "num_heads",
     "norm_between_layers",
     "activation",
@@ -144,7 +144,7 @@ def check_consistent(implied: Mapping[str, Any], described: Mapping[str, Any], g
                     f"the weights are those of a DETR with {name}={value!r}, but {source} "
                     f"{'says' if source == 'config.json' else 'say'} {arguments[name]!r}"
                 )
-    for name in _NOT_IN_WEIGHTS:
+    for name in NOT_IN_WEIGHTS:
         if name in described and name in given and given[name] != described[name]:
             raise CheckpointError(
                 f"the model was trained with {name}={described[name]!r}, but {given[name]!r} is given"

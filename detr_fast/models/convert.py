@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detr_fast.checkpoints.architecture import INFERRED, architecture_of
-from detr_fast.checkpoints.build import Source, check_consistent, describe
+from detr_fast.checkpoints.architecture import INFERRED, RESNETS, architecture_of
+from detr_fast.checkpoints.build import NOT_IN_WEIGHTS, Source, check_consistent, describe
 from detr_fast.checkpoints.formats import (
     Format,
     convert_classes,
@@ -26,6 +27,10 @@ from detr_fast.checkpoints.state_dict import CheckpointError, read_state_dict, s
 from detr_fast.models.detr import DETR
 from detr_fast.models.saved_files import find_weights
 from detr_fast.nn.feed_forward import Activation
+
+logger = logging.getLogger(__name__)
+
+_IMAGE_SIZES = ("image_size", "max_image_size")  # which no format states
 
 
 def convert_checkpoint(
@@ -85,6 +90,13 @@ def convert_checkpoint(
         save_state_dict(converted, target)
     else:
         torch.save({"model": converted}, target)
+    if unstated := _unstated(arguments, as_directory=as_directory):
+        logger.warning(
+            "%s does not state settings of the model; load it with DETR.from_pretrained(%r, %s)",
+            target,
+            str(target),
+            ", ".join(f"{name}={value!r}" for name, value in unstated.items()),
+        )
     classes = state_dict["class_embed.bias"].shape[0] - 1
     return f"{source} ({recognize_format(given)}) -> {target} ({to}): {len(converted)} tensors, {classes} classes"
 
@@ -95,8 +107,21 @@ def _arguments(state_dict: Mapping[str, Tensor], source: Source, given: Mapping[
     backbone = described.get("backbone")  # None, too, for a module
     implied = architecture_of(state_dict, INFERRED if backbone is None else backbone)
     check_consistent(implied, described, given)
-    defaults = {name: parameter.default for name, parameter in signature(DETR).parameters.items()}
-    return {**defaults, **described, **given, **implied}
+    return {**_defaults(), **described, **given, **implied}
+
+
+def _defaults() -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in signature(DETR).parameters.items()}
+
+
+def _unstated(arguments: Mapping[str, Any], *, as_directory: bool) -> dict[str, Any]:
+    """Return the arguments that change what the network computes, but that what has been written does not tell."""
+    defaults = _defaults()
+    names = _IMAGE_SIZES if as_directory else (*NOT_IN_WEIGHTS, *_IMAGE_SIZES)
+    unstated = {name: arguments[name] for name in names if arguments[name] != defaults[name]}
+    if not as_directory and arguments["backbone"] not in RESNETS:  # of these, the weights tell which
+        unstated["backbone"] = arguments["backbone"]
+    return unstated
 
 
 def _check_complete(state_dict: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> None:

@@ -310,3 +310,29 @@ def test_a_directory_is_converted_with_its_configuration(tmp_path):
     DETR(4, backbone="resnet18", position_temperature=20, **SHAPE).save_pretrained(tmp_path / "hot")
     with pytest.raises(CheckpointError, match=r"has position_temperature=10000\.0; this one has .*=20"):
         convert_checkpoint(tmp_path / "hot", tmp_path / "other", "huggingface")
+
+
+def test_a_conversion_tells_which_settings_are_lost(tmp_path, caplog):
+    options = {"num_heads": 2, "activation": "gelu", "image_size": 64, "backbone": "resnet18"}
+    saved = DETR(4, **options, **SHAPE).eval()
+    saved.save_pretrained(tmp_path / "saved")
+    target = tmp_path / "converted.safetensors"
+    convert_checkpoint(tmp_path / "saved", target, "original")
+    stated = "num_heads=2, activation='gelu', image_size=64"
+    assert f"load it with DETR.from_pretrained({str(target)!r}, {stated})" in caplog.text
+    loaded = DETR.from_pretrained(target, num_heads=2, activation="gelu", image_size=64)
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(loaded(images).logits, saved(images).logits)
+    caplog.clear()
+    convert_checkpoint(tmp_path / "saved", tmp_path / "directory", "huggingface")
+    assert f"load it with DETR.from_pretrained({str(tmp_path / 'directory')!r}, image_size=64)" in caplog.text
+    caplog.clear()
+    DETR(4, backbone="resnet18", **SHAPE).save_pretrained(tmp_path / "default")
+    convert_checkpoint(tmp_path / "default", target, "original")
+    assert not caplog.records
+
+
+def test_a_conversion_tells_that_the_stride_is_lost(tmp_path, caplog):
+    DETR(4, backbone="resnet50_dc5", **SHAPE).save_pretrained(tmp_path / "saved")
+    convert_checkpoint(tmp_path / "saved", tmp_path / "converted.pth", "original")
+    assert "backbone='resnet50_dc5')" in caplog.text
