@@ -101,6 +101,8 @@ class SetCriterion(nn.Module):
             versa; or ``groups`` is below 1.
     """
 
+    _warned_of_boxes = False  # the numbers in the warning differ, so that Python would repeat it at each step
+
     def __init__(
         self,
         match: MatchWeights | None = None,
@@ -138,8 +140,8 @@ class SetCriterion(nn.Module):
     def forward(self, logits: Tensor, boxes: Tensor, targets: Targets = _ABSENT) -> CriterionOutput:
         """Match queries and targets, and compute all losses.
 
-        Predicted boxes in pixels or with a negative side are computed, and on the CPU they are warned of. On a GPU they
-        are not read, which would synchronize.
+        Predicted boxes in pixels or with a negative side are computed, and on the CPU the first are warned of. On a GPU
+        they are not read, which would synchronize.
 
         Args:
             logits: Class logits [L,B,Q,C]; layer L-1 is the output of the model.
@@ -158,7 +160,7 @@ class SetCriterion(nn.Module):
         """
         _refuse_output_dictionary(logits)
         query_index = self.matcher(logits, boxes, targets)
-        _warn_of_boxes(boxes.detach())
+        self._warn_of_boxes(boxes.detach())
         num_boxes, class_normalizer = loss_divisors(
             logits, targets, self.weights, groups=self.matcher.groups, synchronize=self.training
         )
@@ -178,6 +180,20 @@ class SetCriterion(nn.Module):
             terms = _by_layer({**losses, **errors})
             terms["class_error"] = class_error(logits[-1], targets, query_index[-1])
         return CriterionOutput(total, terms)
+
+    def _warn_of_boxes(self, boxes: Tensor) -> None:
+        """Warn once of predicted boxes in pixels or with a negative side, where reading them does not synchronize."""
+        if is_tracing(boxes) or self._warned_of_boxes or boxes.device.type != "cpu" or not boxes.numel():
+            return
+        largest, smallest_side = float(boxes.max()), float(boxes[..., 2:].min())
+        if largest > LARGEST_FRACTION or smallest_side < 0:
+            self._warned_of_boxes = True
+            what = f"contain {largest:.4g}" if largest > LARGEST_FRACTION else f"have a side of {smallest_side:.4g}"
+            warnings.warn(
+                f"the predicted boxes {what}; expected (cx, cy, width, height) in [0,1]. Are they in pixels, or "
+                "corners, or is the sigmoid missing?",
+                stacklevel=5,  # of the call of the module
+            )
 
 
 def loss_divisors(
@@ -226,20 +242,6 @@ def _refuse_output_dictionary(logits: Any) -> None:
             "expected (logits, boxes, targets), got a dictionary of outputs; stack the layers, the last one last: "
             "logits = torch.stack([*(x['pred_logits'] for x in outputs['aux_outputs']), outputs['pred_logits']]), "
             "boxes alike of 'pred_boxes', and targets = Targets.from_list(targets)"
-        )
-
-
-def _warn_of_boxes(boxes: Tensor) -> None:
-    """Warn of predicted boxes that are in pixels or have a negative side, where reading them does not synchronize."""
-    if is_tracing(boxes) or boxes.device.type != "cpu" or not boxes.numel():
-        return
-    largest, smallest_side = float(boxes.max()), float(boxes[..., 2:].min())
-    if largest > LARGEST_FRACTION or smallest_side < 0:
-        what = f"contain {largest:.4g}" if largest > LARGEST_FRACTION else f"have a side of {smallest_side:.4g}"
-        warnings.warn(
-            f"the predicted boxes {what}; expected (cx, cy, width, height) in [0,1]. Are they in pixels, or corners, "
-            "or is the sigmoid missing?",
-            stacklevel=5,  # of the call of the module
         )
 
 

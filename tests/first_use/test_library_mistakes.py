@@ -154,6 +154,15 @@ def test_predictions_are_in_pixels_or_have_negative_sides(boxes: torch.Tensor, m
     assert [warning.filename for warning in warned] == [__file__]
 
 
+def test_predictions_in_pixels_are_warned_of_once(targets: Targets) -> None:
+    criterion = SetCriterion()
+    with pytest.warns(UserWarning, match="the predicted boxes contain 320"):
+        criterion(LOGITS, BOXES * 640, targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        criterion(LOGITS, BOXES * 641, targets)
+
+
 def test_predictions_in_range_and_no_predictions_are_not_warned_of(targets: Targets) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
