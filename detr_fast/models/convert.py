@@ -75,7 +75,8 @@ def convert_checkpoint(
     state_dict = to_original(given)
     stated = {"num_heads": num_heads, "norm_between_layers": norm_between_layers, "activation": activation}
     arguments = _arguments(state_dict, found, {name: value for name, value in stated.items() if value is not None})
-    _check_complete(state_dict, arguments)
+    # A file does not state the number of heads, and any number has the same names.
+    _check_complete(state_dict, arguments if as_directory else {**arguments, "num_heads": 1})
     if num_classes is not None:
         state_dict = convert_classes(state_dict, num_classes)
         if num_classes != arguments["num_classes"]:
@@ -127,8 +128,8 @@ def _unstated(arguments: Mapping[str, Any], *, as_directory: bool) -> dict[str, 
 def _check_complete(state_dict: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> None:
     """Raise CheckpointError if names are missing or unknown for a DETR of this architecture."""
     try:
-        with torch.device("meta"):  # any number of heads has these names
-            expected = DETR(**{**arguments, "num_heads": 1}).state_dict().keys()
+        with torch.device("meta"):
+            expected = DETR(**arguments).state_dict().keys()
     except ValueError as error:
         raise CheckpointError(f"the configuration of the checkpoint cannot be used: {error}") from error
     missing, unknown = sorted(expected - state_dict.keys()), sorted(state_dict.keys() - expected)

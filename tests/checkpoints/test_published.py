@@ -312,6 +312,15 @@ def test_a_directory_is_converted_with_its_configuration(tmp_path):
         convert_checkpoint(tmp_path / "hot", tmp_path / "other", "huggingface")
 
 
+def test_a_number_of_heads_that_does_not_fit_is_not_written(tmp_path):
+    DETR(4, backbone="resnet18", num_heads=2, **SHAPE).save_pretrained(tmp_path / "saved")
+    weights = tmp_path / "saved/model.safetensors"
+    with pytest.raises(CheckpointError, match=r"divisible by num_heads.* num_heads=7"):
+        convert_checkpoint(weights, tmp_path / "converted", "huggingface", num_heads=7)
+    assert not (tmp_path / "converted").exists()
+    convert_checkpoint(weights, tmp_path / "converted.pth", "original", num_heads=7)
+
+
 def test_a_conversion_tells_which_settings_are_lost(tmp_path, caplog):
     options = {"num_heads": 2, "activation": "gelu", "image_size": 64, "backbone": "resnet18"}
     saved = DETR(4, **options, **SHAPE).eval()
