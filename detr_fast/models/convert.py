@@ -14,6 +14,7 @@ from torch import Tensor
 
 from detr_fast.checkpoints.architecture import INFERRED, RESNETS, architecture_of
 from detr_fast.checkpoints.build import NOT_IN_WEIGHTS, Source, check_consistent, describe
+from detr_fast.checkpoints.coco import coco_categories
 from detr_fast.checkpoints.formats import (
     Format,
     convert_classes,
@@ -64,7 +65,8 @@ def convert_checkpoint(
     Raises:
         CheckpointError: The source cannot be read, is not a complete DETR, or cannot be represented in the format; an
             argument contradicts its configuration; or the name of ``target`` does not fit the format.
-        FileNotFoundError: The source does not exist, or cannot be downloaded.
+        FileNotFoundError: The source does not exist, or cannot be downloaded; or the directory to write to does not
+            exist.
     """
     target = Path(target)
     as_directory = to.startswith("huggingface")
@@ -80,7 +82,7 @@ def convert_checkpoint(
     if num_classes is not None:
         state_dict = convert_classes(state_dict, num_classes)
         if num_classes != arguments["num_classes"]:
-            arguments |= {"num_classes": num_classes, "categories": None}
+            arguments |= {"num_classes": num_classes, "categories": coco_categories(contiguous=num_classes == 80)}
     converted = {name: tensor.contiguous() for name, tensor in from_original(state_dict, to).items()}
     if as_directory:
         config = to_huggingface_config(arguments, timm=to == "huggingface_timm")
@@ -89,6 +91,8 @@ def convert_checkpoint(
         save_state_dict(converted, target / "model.safetensors")
     elif target.suffix == ".safetensors":
         save_state_dict(converted, target)
+    elif not target.parent.is_dir():  # torch.save raises a RuntimeError
+        raise FileNotFoundError(f"{target}: there is no directory {target.parent}")
     else:
         torch.save({"model": converted}, target)
     if unstated := _unstated(arguments, as_directory=as_directory):

@@ -321,6 +321,25 @@ def test_a_number_of_heads_that_does_not_fit_is_not_written(tmp_path):
     convert_checkpoint(weights, tmp_path / "converted.pth", "original", num_heads=7)
 
 
+def test_a_class_head_for_coco_is_converted_with_the_names(tmp_path):
+    names = [{"id": label, "name": f"class {label}"} for label in range(80)]
+    DETR(80, backbone="resnet18", categories=names, **SHAPE).save_pretrained(tmp_path / "80")
+    convert_checkpoint(tmp_path / "80", tmp_path / "91", "huggingface", num_classes=91)
+    convert_checkpoint(tmp_path / "91", tmp_path / "back", "huggingface", num_classes=80)
+    raw, contiguous = (DETR.from_pretrained(tmp_path / name).categories for name in ("91", "back"))
+    assert [raw[label]["name"] for label in (0, 1, 90)] == ["N/A", "person", "toothbrush"]
+    assert [contiguous[label]["name"] for label in (0, 1, 79)] == ["person", "bicycle", "toothbrush"]
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+def test_a_file_in_a_directory_that_does_not_exist_ends_the_command_with_one_line(name, tmp_path):
+    DETR(4, backbone="resnet18", **SHAPE).save_pretrained(tmp_path / "saved")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["convert", str(tmp_path / "saved"), str(tmp_path / "absent" / name)])
+    assert str(tmp_path / "absent") in stopped.value.code
+    assert "\n" not in stopped.value.code
+
+
 def test_a_conversion_tells_which_settings_are_lost(tmp_path, caplog):
     options = {"num_heads": 2, "activation": "gelu", "image_size": 64, "backbone": "resnet18"}
     saved = DETR(4, **options, **SHAPE).eval()
