@@ -75,7 +75,7 @@ class CocoEvaluation:
         Args:
             dataset: The data set.
             detections: The K detections, float64 [K,7], with the index of the image in the data set and the label in
-                place of the indices in the ground truth.
+                place of the indices in the ground truth. Those of a label without a category are ignored.
         """
         # The ground truth also lists images without a file, and perhaps other categories than the model has.
         truth = dataset.ground_truth()
@@ -85,7 +85,9 @@ class CocoEvaluation:
         categories = np.array([category_index.get(category.id, -1) for category in dataset.categories])
         indexed = detections.copy()
         indexed[:, 0] = images[detections[:, 0].astype(np.int64)]
-        indexed[:, 6] = categories[detections[:, 6].astype(np.int64)]
+        labels = detections[:, 6].astype(np.int64)
+        named = labels < len(categories)  # not so the stuff of a model of panoptic segmentation
+        indexed[named, 6], indexed[~named, 6] = categories[labels[named]], -1
         return cls(truth, indexed)
 
     @cached_property

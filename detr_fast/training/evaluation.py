@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
+from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.criterion import SetCriterion
 from detr_fast.data import Batch, Category, CocoDetection, PackedBatch, Resize
 from detr_fast.data.annotations import Orientation
@@ -171,7 +172,8 @@ def evaluate_model(
         The metrics of :func:`~detr_fast.training.coco.coco_metrics`.
 
     Raises:
-        CheckpointError: The model cannot be loaded.
+        CheckpointError: The model cannot be loaded, or has no categories and another number of classes than the data
+            set.
         DataError: The data set cannot be used.
         ConfigError: There is no such device, it does not support the precision, or the launched processes are no ranks.
     """
@@ -188,6 +190,12 @@ def evaluate_model(
         num_workers=num_workers,
         orientation=orientation,
     )
+    if categories is None and detector.num_classes != len(dataset.categories):
+        raise CheckpointError(
+            f"{model}: the names of the model's {detector.num_classes} classes are not known, and {annotations} has "
+            f"{len(dataset.categories)} categories, so that labels cannot be compared; of published weights, give "
+            "the name instead of a file, otherwise save the model with DETR.from_pretrained(..., categories=...)"
+        )
     metrics, coco = evaluate(detector, loader, dataset, accelerator)
     if coco is not None and figures is not None:
         from detr_fast.training.report import write_evaluation  # imports matplotlib

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,8 @@ from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detr_fast import SetCriterion, Targets
+from detr_fast import DETR, SetCriterion, Targets
+from detr_fast.checkpoints.state_dict import CheckpointError
 from detr_fast.data import Batch, CocoDetection, Resize, check_dataset, collate, make_shapes
 from detr_fast.models import postprocess
 from detr_fast.training import TrainingError, coco_metrics, evaluation
@@ -367,3 +370,37 @@ def test_an_evaluation_with_fake_tensors_copies_once(shapes, small_detr, monkeyp
             detect(model, batches, dataset, FakeAccelerator(device))
     assert recorder.ops == ["meta to cpu"]
     assert shapes_of_rows == [("cpu", (6, 5, 6), [0, 1, 2, 3, 4, 5], [(32, 32)] * 6)]
+
+
+@pytest.fixture
+def save_detector(tmp_path):
+    """Save a model that detects its last class everywhere, and return its directory."""
+
+    def save(num_classes: int, categories: list[dict[str, Any]] | None) -> Path:
+        sizes = {"hidden_dim": 16, "num_encoder_layers": 1, "num_decoder_layers": 1, "dim_feedforward": 8}
+        model = DETR(num_classes, backbone="resnet_tiny", categories=categories, num_queries=3, image_size=64, **sizes)
+        with torch.no_grad():
+            model.class_embed.weight.zero_()
+            model.class_embed.bias.copy_(torch.arange(num_classes + 1.0) % num_classes)
+        model.save_pretrained(tmp_path / "saved")
+        return tmp_path / "saved"
+
+    return save
+
+
+def test_detections_of_labels_without_a_category_are_ignored(shapes, save_detector, tmp_path):
+    images, annotations = shapes / "val", shapes / "annotations/instances_val.json"
+    categories = json.loads(annotations.read_text())["categories"]
+    model = save_detector(len(categories) + 2, categories)
+    metrics = evaluation.evaluate_model(model, images, annotations, num_workers=0, figures=tmp_path / "figures")
+    assert metrics["AP"] == 0
+    assert (tmp_path / "figures/confusion_matrix.png").exists()
+
+
+def test_a_model_without_categories_is_evaluated_with_as_many_classes_as_the_data_have(shapes, save_detector):
+    images, annotations = shapes / "val", shapes / "annotations/instances_val.json"
+    number = len(json.loads(annotations.read_text())["categories"])
+    assert evaluation.evaluate_model(save_detector(number, None), images, annotations, num_workers=0)["AP"] >= 0
+    for other in (number - 1, number + 1):
+        with pytest.raises(CheckpointError, match=rf"the model's {other} classes are not known, .* has {number} cat"):
+            evaluation.evaluate_model(save_detector(other, None), images, annotations, num_workers=0)
