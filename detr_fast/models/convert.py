@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from detr_fast.checkpoints.architecture import INFERRED, RESNETS, architecture_of
@@ -64,9 +65,9 @@ def convert_checkpoint(
 
     Raises:
         CheckpointError: The source cannot be read, is not a complete DETR, or cannot be represented in the format; an
-            argument contradicts its configuration; or the name of ``target`` does not fit the format.
-        FileNotFoundError: The source does not exist, or cannot be downloaded; or the directory to write to does not
-            exist.
+            argument contradicts its configuration; or the name of ``target`` does not fit the format, or it
+            cannot be written.
+        FileNotFoundError: The source does not exist, or cannot be downloaded.
     """
     target = Path(target)
     as_directory = to.startswith("huggingface")
@@ -84,17 +85,11 @@ def convert_checkpoint(
         if num_classes != arguments["num_classes"]:
             arguments |= {"num_classes": num_classes, "categories": coco_categories(contiguous=num_classes == 80)}
     converted = {name: tensor.contiguous() for name, tensor in from_original(state_dict, to).items()}
-    if as_directory:
-        config = to_huggingface_config(arguments, timm=to == "huggingface_timm")
-        target.mkdir(parents=True, exist_ok=True)
-        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_state_dict(converted, target / "model.safetensors")
-    elif target.suffix == ".safetensors":
-        save_state_dict(converted, target)
-    elif not target.parent.is_dir():  # torch.save raises a RuntimeError
-        raise FileNotFoundError(f"{target}: there is no directory {target.parent}")
-    else:
-        torch.save({"model": converted}, target)
+    config = to_huggingface_config(arguments, timm=to == "huggingface_timm") if as_directory else None
+    try:
+        _write(converted, target, config)
+    except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch's is a RuntimeError
+        raise CheckpointError(f"{target} cannot be written: {error}") from error
     if unstated := _unstated(arguments, as_directory=as_directory):
         logger.warning(
             "%s does not state settings of the model; load it with DETR.from_pretrained(%r, %s)",
@@ -104,6 +99,18 @@ def convert_checkpoint(
         )
     classes = state_dict["class_embed.bias"].shape[0] - 1
     return f"{source} ({recognize_format(given)}) -> {target} ({to}): {len(converted)} tensors, {classes} classes"
+
+
+def _write(weights: Mapping[str, Tensor], target: Path, config: Mapping[str, Any] | None) -> None:
+    """Write a file, or with a configuration a directory."""
+    if config is not None:
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_state_dict(weights, target / "model.safetensors")
+    elif target.suffix == ".safetensors":
+        save_state_dict(weights, target)
+    else:
+        torch.save({"model": dict(weights)}, target)
 
 
 def _arguments(state_dict: Mapping[str, Tensor], source: Source, given: Mapping[str, Any]) -> dict[str, Any]:

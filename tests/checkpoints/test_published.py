@@ -331,12 +331,15 @@ def test_a_class_head_for_coco_is_converted_with_the_names(tmp_path):
     assert [contiguous[label]["name"] for label in (0, 1, 79)] == ["person", "bicycle", "toothbrush"]
 
 
-@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
-def test_a_file_in_a_directory_that_does_not_exist_ends_the_command_with_one_line(name, tmp_path):
+@pytest.mark.parametrize("target", ["absent/a.pth", "absent/a.safetensors", "file/a.pth", "directory.pth", "file/a"])
+def test_what_cannot_be_written_ends_a_conversion_with_one_line(target, tmp_path):
     DETR(4, backbone="resnet18", **SHAPE).save_pretrained(tmp_path / "saved")
+    (tmp_path / "file").touch()
+    (tmp_path / "directory.pth").mkdir()
+    to = "original" if "." in target else "huggingface"
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["convert", str(tmp_path / "saved"), str(tmp_path / "absent" / name)])
-    assert str(tmp_path / "absent") in stopped.value.code
+        cli.main(["convert", str(tmp_path / "saved"), str(tmp_path / target), "--to", to])
+    assert stopped.value.code.startswith(f"detr-fast: {tmp_path / target} cannot be written: ")
     assert "\n" not in stopped.value.code
 
 
