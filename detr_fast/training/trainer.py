@@ -38,7 +38,7 @@ from detr_fast.training.run_data import RunData
 from detr_fast.training.signals import Stopped, StopSignal
 from detr_fast.training.state import RunState
 from detr_fast.training.step import TrainingStep
-from detr_fast.training.trackers import start_trackers
+from detr_fast.training.trackers import RUNS_FILE, start_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +131,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             write_atomically(self.output / "config.yaml", yaml.safe_dump(as_plain_data(config), sort_keys=False))
             if not progress.step:
+                (self.output / RUNS_FILE).unlink(missing_ok=True)  # of a run whose checkpoints have been removed
                 self._draw_training_images()
         metrics: dict[str, Any] = {}
         with self.stop, self._start_log() as log:

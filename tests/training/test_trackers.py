@@ -132,6 +132,16 @@ def test_ids_that_cannot_be_read_are_named(tmp_path, content):
 
 
 @pytest.mark.slow
+def test_a_new_run_does_not_continue_that_of_an_earlier_one(config):
+    settings = config(epochs=1)
+    ids = Path(settings.output) / "trackers.json"
+    ids.parent.mkdir(parents=True, exist_ok=True)
+    ids.write_text('{"mlflow": "of a run whose checkpoints have been removed"}')
+    Trainer(settings).run()
+    assert not ids.exists()  # with a tracker, --resume would continue that run
+
+
+@pytest.mark.slow
 def test_a_resumed_run_continues_in_mlflow(config, tmp_path, monkeypatch, caplog):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
