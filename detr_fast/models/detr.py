@@ -357,10 +357,11 @@ class DETR(
                 Hub; see :func:`detr_resnet50`. Weights alone do not contain the number of heads; it is 8 unless
                 ``num_heads`` is given.
             **kwargs: Arguments of :class:`DETR`, which take precedence over the saved ones, and arguments of
-                huggingface_hub (``revision``, ``cache_dir``, ...). If ``num_classes`` differs from the saved number,
-                all weights but those of the class head are loaded, a warning is logged, and the saved categories are
-                dropped. If ``num_queries`` differs, the first queries are loaded, as many as both have, and a warning
-                is logged.
+                huggingface_hub (``revision``, ``cache_dir``, ...), which concern repositories of the Hub alone:
+                published weights and URLs are downloaded to the cache of ``torch.hub`` also with ``local_files_only``.
+                If ``num_classes`` differs from the saved number, all weights but those of the class head are loaded, a
+                warning is logged, and the saved categories are dropped. If ``num_queries`` differs, the first queries
+                are loaded, as many as both have, and a warning is logged.
 
         Raises:
             FileNotFoundError: There is neither such a file or directory nor a reachable repository of that name, or a
