@@ -70,9 +70,12 @@ def from_huggingface_config(config: Mapping[str, Any], state_dict: Mapping[str, 
     ):
         if value != required:
             raise CheckpointError(f"config.json has {name}={value!r}; only {required!r} is supported")
+    stride = resnet.get("output_stride") or 32
+    if stride not in (16, 32):
+        raise CheckpointError(f"config.json has backbone_config.output_stride={stride!r}; only 16 and 32 are supported")
     if "id2label" in config:
         arguments["categories"] = _categories(config["id2label"], architecture_of(state_dict, "")["num_classes"])
-    if through_timm and (config.get("dilation") or resnet.get("output_stride", 32) == 16):
+    if through_timm and (config.get("dilation") or stride == 16):
         arguments["backbone"] = backbone_of(state_dict) + "_dc5"
     return arguments | {"num_heads": num_heads, "pre_norm": _PRE_NORM[config["model_type"]]}
 

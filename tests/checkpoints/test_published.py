@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -367,3 +368,13 @@ def test_a_conversion_tells_that_the_stride_is_lost(tmp_path, caplog):
     DETR(4, backbone="resnet50_dc5", **SHAPE).save_pretrained(tmp_path / "saved")
     convert_checkpoint(tmp_path / "saved", tmp_path / "converted.pth", "original")
     assert "backbone='resnet50_dc5')" in caplog.text
+
+
+def test_a_stride_that_no_backbone_has_is_refused(tmp_path):
+    DETR(4, backbone="resnet18", **SHAPE).save_pretrained(tmp_path / "saved")
+    convert_checkpoint(tmp_path / "saved", tmp_path / "converted", "huggingface_timm")
+    config = json.loads((tmp_path / "converted/config.json").read_text())
+    config["backbone_config"]["output_stride"] = 8
+    (tmp_path / "converted/config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="output_stride=8; only 16 and 32"):
+        DETR.from_pretrained(tmp_path / "converted")
