@@ -197,7 +197,8 @@ def _parse(arguments: Sequence[str]) -> tuple[str, Namespace]:
     except (argparse.ArgumentError, OverflowError, ValueError) as error:
         name = "detr-fast" if command is None else f"detr-fast {command}"
         what, required, options = " ".join(str(error).split()).partition(" are required: ")
-        options = options.replace(f"{command}.", "--")  # the parser writes train.epochs for --epochs
+        dashes = "" if command == "convert" else "--"  # what convert requires is positional
+        options = options.replace(f"{command}.", dashes)  # the parser writes train.epochs for --epochs
         print(f"{name}: {what}{required}{options} (see {name} --help)", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -12,6 +12,7 @@ from detr_fast.data.rules import MAX_EXACT_ID, leaves_folder
 from detr_fast.data.source import Source
 
 _MAX_DIGITS = 19  # of a 64-bit integer
+_TRIED = 100  # file names, in case the first images are missing; each takes some look-ups, on slow disks too
 
 
 def repair(source: Source, file: str, folder: str) -> None:
@@ -59,7 +60,8 @@ def _repair_file_names(entries: list[Any], file: str, folder: str) -> Iterator[F
     if not named or _any_exists((entry["file_name"] for entry in named), folder):
         return
     names = [PureWindowsPath(entry["file_name"]).as_posix() for entry in named]  # accepts both kinds of slash
-    prefix = _foreign_prefix(names[0], folder)
+    found = (_foreign_prefix(name, folder) for name in names[:_TRIED])
+    prefix = next((prefix for prefix in found if prefix is not None), None)
     if prefix is None or not all(name.startswith(prefix) for name in names):
         return
     for entry, name in zip(named, names, strict=True):

@@ -151,12 +151,13 @@ def as_sizes(targets_or_sizes: Targets | Sequence[int]) -> list[int]:
     """Return the number of targets of each image."""
     if isinstance(targets_or_sizes, Targets):
         return targets_or_sizes.sizes
-    if not isinstance(targets_or_sizes, Iterable) or any(isinstance(n, Mapping) for n in targets_or_sizes):
+    sizes = list(targets_or_sizes) if isinstance(targets_or_sizes, Iterable) else None
+    if sizes is None or any(isinstance(n, Mapping) for n in sizes):
         raise TypeError(
             "expected Targets, which Targets.from_list(...) builds, or the number of targets of each image, "
             f"got {type(targets_or_sizes).__name__}"
         )
-    return [as_integer("a number of targets", n) for n in targets_or_sizes]
+    return [as_integer("a number of targets", n) for n in sizes]
 
 
 def check_sizes(cost: Tensor, sizes: list[int]) -> None:

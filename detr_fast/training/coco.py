@@ -128,6 +128,7 @@ class CocoEvaluation:
             evaluator = self._evaluator_of(self._detections)
             evaluator.params.img_ids = sorted(crowded)
             evaluator.params.area_rng, evaluator.params.area_rng_lbl = [[0.0, 1e10]], ["all"]
+            evaluator.params.max_dets = [len(self._detections)]  # also those beyond the 100 that count for AP
             evaluator.evaluate()
             for image in filter(None, evaluator.eval_imgs):
                 detected = np.array(image["dtIds"], dtype=np.int64)[np.array(image["dtIgnore"][0], dtype=bool)]

@@ -72,6 +72,7 @@ def test_the_command_that_training_ends_with_predicts(
     [
         ("train", "--data.train_images, --data.train_annotations, --data.val_images, --data.val_annotations"),
         ("eval", "--model, --images, --annotations"),
+        ("convert", "source, target"),
     ],
 )
 def test_options_that_are_missing_are_named_as_they_are_written(

@@ -72,6 +72,14 @@ def test_file_names_have_the_directory_of_the_machine_that_exported_them(data: D
     _assert_complete(data)
 
 
+def test_the_first_image_of_another_machine_is_missing(data: DataSet) -> None:
+    data.change("images", file_name=lambda name: "C:\\data\\train\\" + name)
+    (data.images / "1.png").unlink()
+    faults = check_dataset(data.images, data.file)
+    assert [fault.kind for fault in faults] == [FaultKind.FOREIGN_FILE_NAME, FaultKind.MISSING_IMAGE]
+    assert len(read_annotations(data.file, data.images).images) == 4
+
+
 def test_file_names_are_absolute_paths_of_this_machine(data: DataSet) -> None:
     data.change("images", file_name=lambda name: str(data.images / name))
     assert _only_fault(data).kind == FaultKind.FOREIGN_FILE_NAME

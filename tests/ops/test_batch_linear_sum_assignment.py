@@ -54,6 +54,12 @@ def test_batch_is_scipy_on_each_images_matrix(ties, groups):
             start += size
 
 
+def test_the_sizes_may_be_an_iterator():
+    cost = torch.rand(1, 6, 5)
+    expected = ops.batch_linear_sum_assignment(cost, [2, 4])
+    assert torch.equal(ops.batch_linear_sum_assignment(cost, iter([2, 4])), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int32])
 def test_batch_takes_other_dtypes_and_strides(dtype):
     cost = (torch.rand(2, 40, 6, generator=torch.Generator().manual_seed(0)) * 50).to(dtype)

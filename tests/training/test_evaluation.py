@@ -115,6 +115,20 @@ def test_the_confusion_matrix_leaves_out_what_pycocotools_ignores(seed):
     assert matrix[:-1].sum() == sum(not annotation["iscrowd"] for annotation in truth["annotations"])
 
 
+def test_the_confusion_matrix_leaves_out_any_number_of_detections_of_a_crowd():
+    entry = {"image_id": 1, "category_id": 1, "area": 100}
+    truth = {
+        "images": [{"id": 1}],
+        "annotations": [
+            {"id": 1, **entry, "bbox": [0, 0, 100, 100], "iscrowd": 1},
+            {"id": 2, **entry, "bbox": [200, 0, 10, 10], "iscrowd": 0},
+        ],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    detections = np.array([[0, k % 50, 10, 20, 20, 0.9, 0] for k in range(150)], dtype=np.float64)
+    assert CocoEvaluation(truth, detections).confusion_matrix(threshold=0.5).tolist() == [[0, 1], [0, 0]]
+
+
 def _renumber(truth, images=lambda n: n, annotations=lambda n: n, categories=lambda n: n):
     return {
         "images": [{**image, "id": images(image["id"])} for image in truth["images"]],
