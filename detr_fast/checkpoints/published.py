@@ -92,6 +92,14 @@ def find_published(source: str) -> Published | None:
     return PUBLISHED.get(source) or next((entry for entry in PUBLISHED.values() if entry.url == address), None)
 
 
+def recognize_published(path: Path) -> Published | None:
+    """Return which published weights a file is, by its name and checksum; None if it is none of them."""
+    for entry in PUBLISHED.values():
+        if PurePosixPath(entry.url).name == path.name and _sha256(path).startswith(entry.checksum):
+            return entry
+    return None
+
+
 def is_url(source: str) -> bool:
     """Whether a string begins as a URL does."""
     return _URL.match(source) is not None

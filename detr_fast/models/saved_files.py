@@ -16,7 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from huggingface_hub.utils import logging as hub_logging
 
 from detr_fast.checkpoints.build import Source, read_config
-from detr_fast.checkpoints.published import PUBLISHED, download, find_published, is_url
+from detr_fast.checkpoints.published import PUBLISHED, download, find_published, is_url, recognize_published
 from detr_fast.checkpoints.state_dict import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ def find_weights(source: str | Path, hub_arguments: Mapping[str, Any] | None = N
     """
     path, name = Path(source), str(source)
     if os.path.isfile(path):  # unlike Path.is_file, not an error for a name that is too long, as a URL may be
-        return Source(path, None)
+        published = recognize_published(path)
+        return Source(path, None if published is None else published.config)
     published = find_published(name)
     if not os.path.isdir(path) and (published is not None or is_url(name)):
         config = None if published is None else published.config

@@ -119,6 +119,18 @@ def test_a_short_name_is_loaded(short_name, url, model):
             DETR.from_pretrained(source, backbone="resnet34")
 
 
+def test_a_published_file_is_recognized_where_it_lies(short_name, url, content, model, tmp_path):
+    """The stride and the names of the classes are not in the file."""
+    path = tmp_path / url.rpartition("/")[2]
+    path.write_bytes(content)
+    found = DETR.from_pretrained(path)
+    assert_same(found, model)
+    assert found.categories
+    assert found.categories == DETR.from_pretrained(short_name).categories
+    torch.save({"model": model.state_dict(), "epoch": 1}, path)
+    assert not DETR.from_pretrained(path).categories  # a file of the same name, and no more
+
+
 def test_the_commands_take_short_names_and_urls(short_name, url, model, tmp_path):
     from PIL import Image
 
