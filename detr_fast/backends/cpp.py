@@ -29,8 +29,8 @@ else:  # without an import statement, which import-linter takes for one of the p
     except ImportError as error:
         _state = "is not built" if isinstance(error, ModuleNotFoundError) else "cannot be loaded"
         _not_built = (
-            f"the extension {_state} ({error}); install a C++17 compiler such as g++, and then the package again: pip "
-            "install --force-reinstall --no-deps --no-cache-dir detr_fast (in a source tree: pip install -e .)"
+            f"the extension {_state} ({error}); install a C++17 compiler such as g++, and then the package again from "
+            "its sources: pip install --force-reinstall --no-deps --no-cache-dir . (where it is editable: -e .)"
         )
 
 _FROM_ANY_DEVICE = ("linear_sum_assignment", "batch_linear_sum_assignment")  # these copy their arguments to the host
