@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 demo: $(INSTALLED)
 	$(BIN)/detr-fast demo
 
-# The tests that tell most, in two minutes.
+# All tests but those marked slow.
 check: lint
 	$(PYTEST) -m "not slow"
 
