@@ -19,7 +19,7 @@ def faults_of_all(
     faults: Sequence[Fault],
     file: str,
 ) -> Iterator[Fault]:
-    """Yield the faults of a data set as a whole.
+    """Yield the faults that only all entries of a data set together show.
 
     Args:
         boxes: The usable boxes, xyxy in pixels.

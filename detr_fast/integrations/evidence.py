@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detr_fast.ops.dispatch import OPS, REFERENCE, BackendError, use_backend
 
@@ -187,6 +187,36 @@ def evaluate(losses: Mapping[str, Tensor], leaves: Mapping[str, Tensor]) -> dict
         f"the gradient of {name}": torch.zeros_like(leaf) if gradient is None else gradient
         for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
     }
+
+
+def check_attentions(
+    fast: nn.Module, host: nn.Module, arguments: Mapping[str, Any], leaves: Mapping[str, Tensor]
+) -> None:
+    """Check that two attentions agree in their output and in its gradients.
+
+    Args:
+        fast: The replacement.
+        host: The module of the host library.
+        arguments: The arguments of both by their names.
+        leaves: The tensors for which gradients are computed, beside the parameters.
+
+    Raises:
+        Disagreement: As for :func:`check_close`.
+    """
+    results = []
+    for module in (fast, host):
+        output = module(**arguments)
+        weighted = {"the output": (output * torch.arange(output.numel()).view(output.shape).cos()).sum()}
+        parameters = dict(module.named_parameters())
+        results.append({"the values": output.detach()} | evaluate(weighted, {**leaves, **parameters}))
+    check_close(*results)
+
+
+def randomize_sampling(attention: Any) -> None:
+    """Give random weights to the layers of an attention for its offsets and weights, which begin with zeros."""
+    for layer in (attention.sampling_offsets, attention.attention_weights):
+        nn.init.normal_(layer.weight, std=0.3)
+        nn.init.normal_(layer.bias)
 
 
 def random_boxes(*shape: int, generator: torch.Generator) -> Tensor:

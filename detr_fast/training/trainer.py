@@ -184,9 +184,8 @@ class Trainer:
         progress, config = self.state.progress, self.config
         per_batch = config.data.batch_size * self.accelerator.num_processes
         start = progress.samples // per_batch
-        hidden: dict[str, Any] = (
-            {} if self.accelerator.is_main_process else {"disable": True}
-        )  # else TQDM_DISABLE tells
+        # On the main process nothing is passed, so that TQDM_DISABLE decides.
+        hidden: dict[str, Any] = {} if self.accelerator.is_main_process else {"disable": True}
         bar = tqdm(
             total=len(self.data.train),
             initial=start,

@@ -1,4 +1,4 @@
-"""What somebody who calls the library for the first time gets wrong: an error names the mistake and the remedy.
+"""Mistakes of those who call the library for the first time: an error names the mistake and the remedy.
 
 Mistakes in targets, of their keys, labels and boxes, are in tests/ops/test_targets.py.
 """

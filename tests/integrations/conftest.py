@@ -232,6 +232,14 @@ SQUARE = ("LwDetr", "RfDetr", "GroundingDino", "MMGroundingDino", "Mask2Former",
 SQUARE += ("OneFormer", "OmDetTurbo")
 
 
+@pytest.fixture(scope="module", params=["huggingface", "huggingface_timm"])
+def backbone(request, import_or_skip):
+    """The name of the format in which the backbone's weights are."""
+    if request.param == "huggingface_timm":
+        import_or_skip("timm")
+    return request.param
+
+
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param

@@ -15,14 +15,6 @@ from detr_fast.checkpoints.formats import recognize_format, to_original
 from detr_fast.models import CheckpointError, convert_checkpoint, read_state_dict
 
 
-@pytest.fixture(scope="module", params=["huggingface", "huggingface_timm"])
-def backbone(request, import_or_skip):
-    """The name of the format in which the backbone's weights are."""
-    if request.param == "huggingface_timm":
-        import_or_skip("timm")
-    return request.param
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["", "auxiliary_loss"])
 def huggingface(backbone, request):
     """A DETR of transformers with a ResNet-18, random weights and random statistics in its batch norms."""

@@ -72,14 +72,6 @@ def _build(**options):
     return model.requires_grad_(True)  # transformers freezes more stages of its own ResNet than of timm's
 
 
-@pytest.fixture(scope="module", params=["huggingface", "huggingface_timm"])
-def backbone(request, import_or_skip):
-    """The name of the format in which the backbone's weights are."""
-    if request.param == "huggingface_timm":
-        import_or_skip("timm")
-    return request.param
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["", "auxiliary_loss"])
 def host(request, backbone):
     return _build(**SMALL, **_backbone(backbone), auxiliary_loss=request.param)

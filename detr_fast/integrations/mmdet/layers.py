@@ -9,17 +9,18 @@ import torch
 from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.layers import SinePositionalEncoding
 from mmdet.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 from detr_fast import ops
 from detr_fast.integrations.evidence import (
     SHAPES,
     Finding,
+    check_attentions,
     check_close,
     check_parameters,
-    evaluate,
     examine,
     parameter_names,
+    randomize_sampling,
 )
 from detr_fast.integrations.mmdet.comparisons import identity, keep_or_leave, with_class
 
@@ -158,9 +159,7 @@ def _compare_attentions(batch_first: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     host = MultiScaleDeformableAttention(16, 2, len(SHAPES), 3, batch_first=batch_first, dropout=0.0)
-    for layer in (host.sampling_offsets, host.attention_weights):
-        nn.init.normal_(layer.weight, std=0.3)
-        nn.init.normal_(layer.bias)
+    randomize_sampling(host)
     fast = with_class(host, FastMultiScaleDeformableAttention)
     size = sum(height * width for height, width in SHAPES)
     shapes, starts = torch.tensor(SHAPES), torch.tensor([0, SHAPES[0][0] * SHAPES[0][1]])
@@ -178,10 +177,4 @@ def _compare_attentions(batch_first: bool) -> None:
         if not batch_first:
             given |= {name: given[name].transpose(0, 1) for name in ("query", "value", "query_pos")}
         given |= {"spatial_shapes": shapes, "level_start_index": starts, "key_padding_mask": padding}
-        results = []
-        for module in (fast, host):
-            output = module(**given)
-            weighted = {"the output": (output * torch.arange(output.numel()).view(output.shape).cos()).sum()}
-            parameters = dict(module.named_parameters())
-            results.append({"the values": output.detach()} | evaluate(weighted, leaves | parameters))
-        check_close(*results)
+        check_attentions(fast, host, given, leaves)

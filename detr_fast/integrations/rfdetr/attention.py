@@ -6,17 +6,17 @@ from copy import deepcopy
 
 import torch
 from rfdetr.models.ops.modules import MSDeformAttn
-from torch import Tensor, nn
+from torch import Tensor
 
 from detr_fast import ops
 from detr_fast.integrations.evidence import (
     SHAPES,
     Finding,
-    check_close,
+    check_attentions,
     check_parameters,
-    evaluate,
     examine,
     parameter_names,
+    randomize_sampling,
 )
 from detr_fast.integrations.rfdetr.outputs import given
 
@@ -83,14 +83,15 @@ def _compare_attention() -> None:
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     host = MSDeformAttn(16, len(SHAPES), 2, 3)
-    for layer in (host.sampling_offsets, host.attention_weights):
-        nn.init.normal_(layer.weight, std=0.3)
-        nn.init.normal_(layer.bias)
+    randomize_sampling(host)
     fast = deepcopy(host)
     fast.__class__ = FastAttention
     size = sum(height * width for height, width in SHAPES)
-    padding = torch.rand(2, size, generator=generator) > 0.8
-    shapes, starts = torch.tensor(SHAPES), torch.tensor([0, SHAPES[0][0] * SHAPES[0][1]])
+    given = {
+        "input_spatial_shapes": torch.tensor(SHAPES),
+        "input_level_start_index": torch.tensor([0, SHAPES[0][0] * SHAPES[0][1]]),
+        "input_padding_mask": torch.rand(2, size, generator=generator) > 0.8,
+    }
     for coordinates in (2, 4):
         leaves = {
             "query": torch.randn(2, 5, 16, generator=generator),
@@ -99,10 +100,4 @@ def _compare_attention() -> None:
         }
         for leaf in leaves.values():
             leaf.requires_grad_()
-        results = []
-        for module in (fast, host):
-            output = module(*leaves.values(), shapes, starts, padding)
-            weighted = {"the output": (output * torch.arange(output.numel()).view(output.shape).cos()).sum()}
-            parameters = dict(module.named_parameters())
-            results.append({"the values": output.detach()} | evaluate(weighted, leaves | parameters))
-        check_close(*results)
+        check_attentions(fast, host, leaves | given, leaves)
